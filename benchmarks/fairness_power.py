@@ -115,11 +115,11 @@ def main() -> None:
         for first, second in GROUPS:
             none = drawn(kind, draws, first, second)
             sizes.append(float(shown(none).mean()))
-            seen = [shown(drawn(kind, draws, first, second, gap, seed)).mean() for seed, gap in enumerate(GAPS, 1)]
+            power = [shown(drawn(kind, draws, first, second, gap, seed)).mean() for seed, gap in enumerate(GAPS, 1)]
             size = detectable(kind, none)
             at_it = shown(drawn(kind, draws, first, second, size / (MEAN_ERROR if kind == "error in units" else 1), 9))
-            told = [f"{share:.3f}"[1:] if share < 0.9995 else "1" for share in (sizes[-1], *seen)]
-            print(f"| {kind} | {first}, {second} | {' | '.join(told)} | {size:.3g} | {at_it.mean():.2f} |", flush=True)
+            cells = [f"{share:.3f}"[1:] if share < 0.9995 else "1" for share in (sizes[-1], *power)]
+            print(f"| {kind} | {first}, {second} | {' | '.join(cells)} | {size:.3g} | {at_it.mean():.2f} |", flush=True)
     report("test of a gap between groups", {"least_size": min(sizes), "most_size": max(sizes)}, ["numpy"], draws=draws)
 
 

@@ -183,7 +183,7 @@ def train_specialist(work: Work, rival: Path, begun: float) -> None:
     shown, bf16 = pixels(learnt.images), decide_precision(settings.train.precision, "cpu") == "bf16"
     start = time.time() - begun
     seconds = max(1.0, ours["seconds"] - start)
-    net, seen = train(learnt, shown, processor.image_processor, seconds, work.seed, bf16=bf16)
+    net, images = train(learnt, shown, processor.image_processor, seconds, work.seed, bf16=bf16)
     said = answer(net, asked, pixels(asked.images), processor.image_processor)
     rivals = baselines(settings, table, asked, learnt)
     found = summary.summarise(asked, summary.Answers.of(said), rivals, settings.evaluate.bootstrap, settings.seed)
@@ -196,8 +196,8 @@ def train_specialist(work: Work, rival: Path, begun: float) -> None:
         "combinations": combinations.measure(settings, asked, said, rivals, held_out),
         **{"n_images": len(asked.images), "n_subjects": asked.people_count},
     }
-    operations = _operations(net, shown, processor.image_processor) * seen
-    stages = {"training": {"seconds": seconds, "start": start, "faces": seen, "operations": operations}}
+    operations = _operations(net, shown, processor.image_processor) * images
+    stages = {"training": {"seconds": seconds, "start": start, "faces": images, "operations": operations}}
     _write(work, stages, figures_of(metrics), metrics, False)
     shutil.rmtree(work.folder, ignore_errors=True)
 
@@ -249,7 +249,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _alone(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in a process of its own, told when that was begun. Raises UserError when that is killed, or its
+    """Call a function in a process of its own, given when that was begun. Raises UserError when that is killed, or its
     loss is not finite."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

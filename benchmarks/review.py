@@ -35,15 +35,15 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        shelf = example(Path(scratch) / "home")
-        bundles = filled(shelf, given.requests)
-        print(json.dumps(measured(shelf, bundles, given.rounds), indent=2))
+        workspace = example(Path(scratch) / "home")
+        bundles = filled(workspace, given.requests)
+        print(json.dumps(measured(workspace, bundles, given.rounds), indent=2))
 
 
-def filled(shelf: Example, count: int) -> list[str]:
+def filled(workspace: Example, count: int) -> list[str]:
     """Bundles and requests, in two commits."""
-    decisions, files, digests = shelf.decisions, {}, []
-    signer = keys.signer(local.keys_folder(shelf.settings), shelf.keys[PIPELINE])
+    decisions, files, digests = workspace.decisions, {}, []
+    signer = keys.signer(local.keys_folder(workspace.settings), workspace.keys[PIPELINE])
     for version in range(1, count + 1):
         facts = copy.deepcopy(dict(BUNDLE))
         facts["model"] |= {"version": version, "digest": of_bytes(f"model {version}".encode())}
@@ -56,11 +56,11 @@ def filled(shelf: Example, count: int) -> list[str]:
     return digests
 
 
-def measured(shelf: Example, bundles: list[str], rounds: int) -> dict[str, object]:
+def measured(workspace: Example, bundles: list[str], rounds: int) -> dict[str, object]:
     """Milliseconds by page."""
     from starlette.testclient import TestClient
 
-    pages, sessions = Pages(shelf.settings), Sessions()
+    pages, sessions = Pages(workspace.settings), Sessions()
     began = time.perf_counter()
     pages.queue()
     start = time.perf_counter() - began
@@ -83,7 +83,7 @@ def measured(shelf: Example, bundles: list[str], rounds: int) -> dict[str, objec
         found[f"{name}, ms"] = summed([timed(path) for _ in range(rounds)])
     after = []
     for bundle in bundles[:5]:
-        shelf.say("approve", bundle, GRACE)
+        workspace.say("approve", bundle, GRACE)
         after.append(timed("/"))
     found["queue after somebody signed, ms"] = summed(after)
     return found
@@ -92,8 +92,8 @@ def measured(shelf: Example, bundles: list[str], rounds: int) -> dict[str, objec
 def summed(times: list[tuple[float, float]]) -> dict[str, float]:
     """Of elapsed time the median and the worst, of the server's processor time (git's left out) the median."""
     elapsed, worked = zip(*times, strict=True)
-    told = {"median": statistics.median(elapsed), "worst": max(elapsed), "processor": statistics.median(worked)}
-    return {name: round(value, 1) for name, value in told.items()}
+    summary = {"median": statistics.median(elapsed), "worst": max(elapsed), "processor": statistics.median(worked)}
+    return {name: round(value, 1) for name, value in summary.items()}
 
 
 if __name__ == "__main__":

@@ -72,10 +72,10 @@ def separately(predictor: Any, image: Image.Image, question: str, options: Seque
     model, processor = predictor.model, predictor.processor
     totals = []
     for option in options:
-        told = [chat(processor, question), chat(processor, question, option)]
+        texts = [chat(processor, question), chat(processor, question, option)]
         short, whole = (
             processor(text=[text], images=[[image]], return_tensors="pt").to(predictor.device, model.dtype)
-            for text in told
+            for text in texts
         )
         start, ids = short["input_ids"].shape[1], whole["input_ids"][0]
         end = start + ids[start:].tolist().index(processor.tokenizer.eos_token_id) + 1

@@ -212,9 +212,9 @@ def bare(model: Path, threads: int, material: list[bytes], asked: list[str], sec
         end = time.monotonic() + seconds
         for picture in itertools.cycle(material):
             started = time.monotonic()
-            seen = predictor.encode([predictor.pixels(images.opened(picture))])
+            visual = predictor.encode([predictor.pixels(images.opened(picture))])
             for layout in predictor.passes(queries):
-                scored_by.score_rows(seen.flat_BNF, [layout])
+                scored_by.score_rows(visual.flat_BNF, [layout])
             times.append(time.monotonic() - started)
             if started > end:
                 break

@@ -35,7 +35,7 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
-class Seen:
+class Observed:
     """What came of the load: statuses (0: the connection broke, -1: no answer in time), latencies of served requests
     and when they were sent, the probe's latencies and failures, memory in MiB and when it was read."""
 
@@ -46,7 +46,9 @@ class Seen:
     memory: list[tuple[float, float]] = field(default_factory=list)
 
 
-async def one_request(port: int, address: str, free: dict[str, list[_Connection]], whole: bytes, seen: Seen) -> None:
+async def one_request(
+    port: int, address: str, free: dict[str, list[_Connection]], whole: bytes, observed: Observed
+) -> None:
     """Send a request on a connection that is free, or a new one, and note what came of it."""
     sent = time.monotonic()
     try:
@@ -59,18 +61,18 @@ async def one_request(port: int, address: str, free: dict[str, list[_Connection]
                 connection = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
             status, answers = await serving.asked_once(*connection, whole)
     except TimeoutError:
-        seen.statuses[-1] += 1
+        observed.statuses[-1] += 1
         return
     except (OSError, EOFError):
-        seen.statuses[0] += 1
+        observed.statuses[0] += 1
         return
-    seen.statuses[status] += 1
+    observed.statuses[status] += 1
     if status == 200 and answers == serving.QUESTIONS:
-        seen.served.append((sent, time.monotonic() - sent))
+        observed.served.append((sent, time.monotonic() - sent))
     free[address].append(connection)
 
 
-async def probe(port: int, seen: Seen) -> None:
+async def probe(port: int, observed: Observed) -> None:
     """Ask for the health until cancelled."""
     whole = b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
     while True:
@@ -80,28 +82,28 @@ async def probe(port: int, seen: Seen) -> None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 status, _ = await serving.asked_once(reader, writer, whole)
                 writer.close()
-            seen.unwell += status != 200
+            observed.unwell += status != 200
         except (TimeoutError, OSError, EOFError):
-            seen.unwell += 1
-        seen.health.append(time.monotonic() - began)
+            observed.unwell += 1
+        observed.health.append(time.monotonic() - began)
         await asyncio.sleep(0.25)
 
 
-async def watch_memory(server: serving.Server, seen: Seen) -> None:
+async def watch_memory(server: serving.Server, observed: Observed) -> None:
     """Read the server's memory every second until cancelled."""
     process = psutil.Process(server.process.pid)
     while True:
-        seen.memory.append((time.monotonic(), process.memory_info().rss / 2**20))
+        observed.memory.append((time.monotonic(), process.memory_info().rss / 2**20))
         await asyncio.sleep(1)
 
 
 async def overload(
     server: serving.Server, rate: float, seconds: float, material: list[bytes], asked: list[str]
-) -> Seen:
+) -> Observed:
     """Requests at random times at a mean rate, for so long; all are waited for."""
-    seen, free = Seen(), defaultdict[str, list[_Connection]](list)
+    observed, free = Observed(), defaultdict[str, list[_Connection]](list)
     number, chance = itertools.count(time.monotonic_ns()), random.Random(0)
-    beside = [asyncio.create_task(probe(server.port, seen)), asyncio.create_task(watch_memory(server, seen))]
+    beside = [asyncio.create_task(probe(server.port, observed)), asyncio.create_task(watch_memory(server, observed))]
     running: set[asyncio.Task[None]] = set()
     due = time.monotonic()
     end = due + seconds
@@ -111,14 +113,14 @@ async def overload(
             await asyncio.sleep(rest)
         picture = serving.named(material[next(number) % len(material)], next(number))
         address = f"127.0.0.{chance.randrange(2, 2 + ADDRESSES)}"
-        one = asyncio.create_task(one_request(server.port, address, free, serving.request(picture, asked), seen))
+        one = asyncio.create_task(one_request(server.port, address, free, serving.request(picture, asked), observed))
         running.add(one)
         one.add_done_callback(running.discard)
         await asyncio.sleep(0)
     await asyncio.gather(*running)
     for one in beside:
         one.cancel()
-    return seen
+    return observed
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -156,7 +158,7 @@ def main() -> None:
         print(f"carried: {json.dumps(carried)}", flush=True)
         rate, seconds, began = given.times * carried["per_s"], 60 * given.minutes, time.monotonic()
         cpu = server.cpu_s()
-        seen = asyncio.run(overload(server, rate, seconds, material, asked))
+        observed = asyncio.run(overload(server, rate, seconds, material, asked))
         took, cpu = time.monotonic() - began, server.cpu_s() - cpu
         after = serving.Load()
         serving.keep_busy(server, 16, given.seconds, "fresh", material, asked, after)
@@ -164,13 +166,13 @@ def main() -> None:
     finally:
         server.process.terminate()
         server.process.wait(30)
-    total = sum(seen.statuses.values())
+    total = sum(observed.statuses.values())
     fifths = [
-        quantile([took for sent, took in seen.served if int(FIFTHS * (sent - began) / seconds) == fifth], 0.95)
+        quantile([took for sent, took in observed.served if int(FIFTHS * (sent - began) / seconds) == fifth], 0.95)
         for fifth in range(FIFTHS)
     ]
-    warm = [mib for when, mib in seen.memory if 0.1 <= (when - began) / seconds <= 0.2]
-    late = [mib for when, mib in seen.memory if 0.9 <= (when - began) / seconds <= 1]
+    warm = [mib for when, mib in observed.memory if 0.1 <= (when - began) / seconds <= 0.2]
+    late = [mib for when, mib in observed.memory if 0.9 <= (when - began) / seconds <= 1]
     report(
         "serving_overload",
         {"requests_sent / carried": total / took / carried["per_s"]},
@@ -179,17 +181,21 @@ def main() -> None:
         carried=carried,
         carried_afterwards=after.figures(),
         sent=total,
-        statuses={str(status): count for status, count in sorted(seen.statuses.items())},
-        server_errors=sum(count for status, count in seen.statuses.items() if status >= 500 or status <= 0),
-        share_429=round(seen.statuses[429] / max(1, total), 3),
-        served_per_s=round(len(seen.served) / took, 1),
-        served_p50_ms=quantile([took for _, took in seen.served], 0.5),
-        served_p95_ms=quantile([took for _, took in seen.served], 0.95),
+        statuses={str(status): count for status, count in sorted(observed.statuses.items())},
+        server_errors=sum(count for status, count in observed.statuses.items() if status >= 500 or status <= 0),
+        share_429=round(observed.statuses[429] / max(1, total), 3),
+        served_per_s=round(len(observed.served) / took, 1),
+        served_p50_ms=quantile([took for _, took in observed.served], 0.5),
+        served_p95_ms=quantile([took for _, took in observed.served], 0.95),
         served_p95_ms_by_fifths=fifths,
-        health={"asked": len(seen.health), "p95_ms": quantile(seen.health, 0.95), "max_ms": quantile(seen.health, 1)}
-        | {"not_ready": seen.unwell},
+        health={
+            "asked": len(observed.health),
+            "p95_ms": quantile(observed.health, 0.95),
+            "max_ms": quantile(observed.health, 1),
+        }
+        | {"not_ready": observed.unwell},
         rss_mib={"warm": round(sum(warm) / max(1, len(warm))), "late": round(sum(late) / max(1, len(late)))}
-        | {"most": round(max(mib for _, mib in seen.memory))},
+        | {"most": round(max(mib for _, mib in observed.memory))},
         server_cpu_share=round(cpu / took, 2),
         alive=alive,
     )

@@ -150,7 +150,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), RATE, (0.9, 0.98), weight_decay=DECAY, fused=True)
     generator = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
-    seen, started = 0, time.perf_counter()
+    images_trained, started = 0, time.perf_counter()
     model.train()
     while (share := (time.perf_counter() - started) / seconds) < 1:
         if len(order) < BATCH:
@@ -167,8 +167,8 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seen += len(rows)
-    return model.eval(), seen
+        images_trained += len(rows)
+    return model.eval(), images_trained
 
 
 @torch.inference_mode()

@@ -59,8 +59,8 @@ def stage_of(what: str, steps: int, **changes: Any) -> dict[str, Any]:
     settings = load("laptop")
     stage = settings.stages()[STAGES[what]].model_dump()
     every = {name: 1.0 if name != "caption" else 0.15 for name in settings.reformat.tasks}
-    told = {"tasks": every, "objective": "answers", "augment": False, "warmup": 0.0, "decay": 0.0, "steps": steps}
-    return stage | told | changes
+    common = {"tasks": every, "objective": "answers", "augment": False, "warmup": 0.0, "decay": 0.0, "steps": steps}
+    return stage | common | changes
 
 
 def stage_run(stage: Any, settings: Any, folder: Path, table: Path, **facts: Any) -> Any:

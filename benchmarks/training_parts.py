@@ -3,7 +3,7 @@
     packing      a face's questions in one row, against the same questions one a row
     buckets      passes of a few faces of like length, against all faces of a step padded to the longest
     shared rows  several faces in a row, as many as it holds, against a row a face
-    cache        a frozen tower's features from disk, against computing them at every step; filling it is told apart
+    cache        a frozen tower's features from disk, against computing them at every step; filling it is measured apart
     ray          `launch.train` against `train_worker`, the same stage without Ray, each a process from start to end
     resume       a launch killed (SIGKILL) after half of its steps and started again, against one left alone
 

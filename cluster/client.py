@@ -75,7 +75,7 @@ class Api:
         try:
             return _quietly(work, *args, **given)
         except Exception as error:
-            raise told(error, self.endpoint, self.namespace, self.who) from None
+            raise user_error(error, self.endpoint, self.namespace, self.who) from None
 
     def patiently(self, work: Callable[..., T], *args: Any, say: Callable[[str], object] = print, **given: Any) -> T:
         """As `call`, of what may be asked twice: an API that is away is waited for, a minute long."""
@@ -85,7 +85,7 @@ class Api:
                 return _quietly(work, *args, **given)
             except Exception as error:
                 if not passes(error) or time.monotonic() > until:
-                    raise told(error, self.endpoint, self.namespace, self.who) from None
+                    raise user_error(error, self.endpoint, self.namespace, self.who) from None
                 if not said:
                     say(f"{self.endpoint} is away; waiting for it, up to {PATIENCE_S:.0f} s")
                 said = True
@@ -159,7 +159,7 @@ def connect(endpoint: str | None, namespace: str | None, ca: str | None) -> Api:
             credentials=credentials,
         )
     except Exception as error:
-        raise told(error, endpoint, namespace or "", who) from None
+        raise user_error(error, endpoint, namespace or "", who) from None
     _bounded(client._run_api.api_client, _page(endpoint, who))
     return Api(endpoint, namespace or "", who, client)
 
@@ -177,7 +177,7 @@ def _health(kfp_server_api: Any, endpoint: str, who: Identity, ca: str | None) -
         answer = kfp_server_api.HealthzServiceApi(asked).healthz_service_get_healthz(_preload_content=False)
         return bool(json.loads(answer.data).get("multi_user"))
     except Exception as error:
-        raise told(error, endpoint, "", who) from None
+        raise user_error(error, endpoint, "", who) from None
 
 
 def _page(endpoint: str, who: Identity) -> UserError:
@@ -226,7 +226,7 @@ def _tls(error: BaseException) -> BaseException | None:
     return next((one for one in (error, reason) if isinstance(one, urllib3.exceptions.SSLError)), None)
 
 
-def told(error: BaseException, endpoint: str, namespace: str, who: Identity) -> UserError:
+def user_error(error: BaseException, endpoint: str, namespace: str, who: Identity) -> UserError:
     """What KFP or the network says, as one line that says how to mend it; anything else is raised as it is."""
     import urllib3
     from kfp_server_api import ApiException

@@ -119,7 +119,7 @@ def status(
         _end(api, run_id, follow, as_json)
         return
     run, view, *_ = runs.look(api, run_id, _note)
-    facts = {"run": run_id, "state": run.state, "steps": [step.told(name) for name, step in view.steps.items()]}
+    facts = {"run": run_id, "state": run.state, "steps": [step.to_dict(name) for name, step in view.steps.items()]}
     say(as_json, facts, "\n".join([f"{one_line(str(run.display_name))}: {run.state}", *runs.lines(view.steps)]))
 
 
@@ -146,14 +146,14 @@ def _end(api: Api, run_id: str, follow: bool, as_json: bool) -> None:
         return
     _note(f"run {run_id}; it goes on if this ends: pipeline.py status {run_id} --follow")
     try:
-        told = runs.follow(api, run_id, _note)
+        summary = runs.follow(api, run_id, _note)
     except UserError as error:
         raise UserError(f"{error} (then go on: pipeline.py status {run_id} --follow)") from None
-    file = runs.write(told)
-    say(as_json, told, str(file))
-    failed = next((step for step in told["steps"] if step["state"] == "failed"), None)
-    if failed or told["kubeflow"]["state"] != "SUCCEEDED":
-        ended = told["kubeflow"]
+    file = runs.write(summary)
+    say(as_json, summary, str(file))
+    failed = next((step for step in summary["steps"] if step["state"] == "failed"), None)
+    if failed or summary["kubeflow"]["state"] != "SUCCEEDED":
+        ended = summary["kubeflow"]
         if ended["state"] == "CANCELED":
             raise UserError(f"run {run_id} was canceled; submit it anew, and its finished steps are answered at once")
         why = f": {ended['error']}" if ended.get("error") else ""

@@ -1,4 +1,4 @@
-"""Runs on a cluster: started, followed step by step, told as `summary.json`."""
+"""Runs on a cluster: started, followed step by step, written as `summary.json`."""
 
 from __future__ import annotations
 
@@ -119,14 +119,14 @@ def look(api: Api, run_id: str, say: Callable[[str], object] = print) -> tuple[A
 
 def lines(steps: Mapping[str, runs.StepView]) -> list[str]:
     """Steps in words: name, state, time, and what went wrong."""
-    told = (f"{name:<15}{step.state:<9}{runs.clock(step.seconds):<14}{step.message}" for name, step in steps.items())
-    return [line.rstrip() for line in told]
+    texts = (f"{name:<15}{step.state:<9}{runs.clock(step.seconds):<14}{step.message}" for name, step in steps.items())
+    return [line.rstrip() for line in texts]
 
 
 def follow(api: Api, run_id: str, say: Callable[[str], object] = print) -> dict[str, Any]:
     """Tell each step's changes until the run has ended; its summary, that of a run folder (`runs.summarise`).
 
-    What a step left in the store is told where the store can be reached from here. An API that is away is waited for;
+    What a step left in the store is shown where the store can be reached from here. An API that is away is waited for;
     that of a token which expired meanwhile is a UserError, and the run goes on.
     """
     run, view, settings, overrides = look(api, run_id, say)
@@ -145,18 +145,18 @@ def summary(run: Any, view: runs.RunView, settings: Settings, overrides: list[st
     Kubeflow knows of it. The commit is the image's, which only its own steps know."""
     kubeflow = {"run_id": run.run_id, "state": run.state, "experiment_id": run.experiment_id}
     kubeflow |= {"error": said} if (said := _reason(run)) else {}
-    if told := read_json(settings.runs / str(run.run_id) / "summary.json"):  # the volume is mounted here
-        return {**told, "kubeflow": kubeflow}
+    if facts := read_json(settings.runs / str(run.run_id) / "summary.json"):  # the volume is mounted here
+        return {**facts, "kubeflow": kubeflow}
     began, ended = run.created_at, run.finished_at
     seconds = (ended - began).total_seconds() if began and ended else 0.0
     whole = runs.RunView.of(settings, Path(os.devnull))
     whole.steps |= view.steps
-    told = runs.summarise(settings, run.display_name, whole, seconds, overrides)
-    return {**told, "commit": None, "device": "a cluster", "kubeflow": kubeflow}
+    facts = runs.summarise(settings, run.display_name, whole, seconds, overrides)
+    return {**facts, "commit": None, "device": "a cluster", "kubeflow": kubeflow}
 
 
-def write(told: Mapping[str, Any]) -> Path:
+def write(facts: Mapping[str, Any]) -> Path:
     """Write a summary into a run folder here; the file."""
-    folder = runs.run_folder(load(), f"kubeflow-{str(told['kubeflow']['run_id'])[:8]}")
-    atomic_write(folder / "summary.json", (json.dumps(told, indent=2) + "\n").encode())
+    folder = runs.run_folder(load(), f"kubeflow-{str(facts['kubeflow']['run_id'])[:8]}")
+    atomic_write(folder / "summary.json", (json.dumps(facts, indent=2) + "\n").encode())
     return folder / "summary.json"

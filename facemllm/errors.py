@@ -19,11 +19,11 @@ class UserError(Exception):
 
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?)")  # colours, titles, links
 
-TOLD = (UserError, OSError, KeyboardInterrupt)
-"""What ends a command with one line of `told` instead of a traceback."""
+EXPECTED = (UserError, OSError, KeyboardInterrupt)
+"""What ends a command with one line of `message_of` instead of a traceback."""
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """What a command line says of an exception, behind `error:`; of a refusal with the check that failed."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on"
@@ -55,12 +55,12 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def interrupted_in_one_line() -> None:
-    """Have an interruption that nothing catches, as one while modules are still loading, told in one line."""
+    """Have an interruption that nothing catches, as one while modules are still loading, printed as one line."""
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            print(f"error: {told(error)}", file=sys.stderr)
+            print(f"error: {message_of(error)}", file=sys.stderr)
         else:
             usual(kind, error, trace)
 
@@ -75,6 +75,6 @@ def guarded(command: Callable[[], object]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         command()
-    except TOLD as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+    except EXPECTED as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -67,10 +67,10 @@ def face(number: int) -> dict[str, Any]:
     }
 
 
-def messages_of(told: Iterable[tuple[str, str]]) -> Rows:
+def messages_of(turns: Iterable[tuple[str, str]]) -> Rows:
     """A dialogue about a face: questions, the first with the image, and what is answered."""
     messages: Rows = []
-    for question, answer in told:
+    for question, answer in turns:
         image = [] if messages else [{"type": "image", "text": None}]
         messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

@@ -114,8 +114,8 @@ class Workflow:
         """Run a task's pod until it ends well; the value that it returns."""
         container = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
         (out := self._folder / f"{name}-{tries}").mkdir(parents=True)
-        told = json.dumps(executor_input(component, inputs, str(out)))
-        words = [told if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
+        executor_json = json.dumps(executor_input(component, inputs, str(out)))
+        words = [executor_json if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
         environment = {one["name"]: one["value"] for one in container.get("env", ())}
         try:
             self._start(Pod(out, words, environment, self._platform[component["executorLabel"]]))

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from facemllm import tasks
 from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.language import Answer, Answers, Ask, Limits, Question, Refused
+from facemllm.serve.observability import routers
 from facemllm.serve.observer import Observer, Watch
-from facemllm.serve.seen import routers
 from facemllm.settings import load
 from facemllm.tasks.base import Task
 

@@ -155,9 +155,9 @@ def refusal_of_several(network: Any, processor: Any) -> str:
 
     blank = Image.new("RGB", (64, 64))
     try:
-        told = [(chat_about(count, "Which?"), [blank] * count) for count in (1, 2)]
+        requests = [(chat_about(count, "Which?"), [blank] * count) for count in (1, 2)]
         options = {"do_sample": False, "max_new_tokens": 1}
-        one, two = (written(network, processor, [chat], [own], **options)[0][1] for chat, own in told)
+        one, two = (written(network, processor, [chat], [own], **options)[0][1] for chat, own in requests)
     except Exception as error:  # of a processor, a template or a model, of any family
         return one_line(error)
     return "" if two > one else "its chat template has a place for one"

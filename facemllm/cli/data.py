@@ -155,9 +155,9 @@ def export(
     """Write conversations in the format of another tool: its training data, or its benchmark."""
     from facemllm.reformat import export as exports
 
-    told = exports.export(settings, conversations, out, format_, split)
-    text = f"{out}: {told['entries']:,} entries of {told['kept']:,} conversations ({told['quarantined']:,} left out)"
-    return told, f"{text}; SOURCES.json says what may be done with them"
+    facts = exports.export(settings, conversations, out, format_, split)
+    text = f"{out}: {facts['entries']:,} entries of {facts['kept']:,} conversations ({facts['quarantined']:,} left out)"
+    return facts, f"{text}; SOURCES.json says what may be done with them"
 
 
 @command(app, "validate")

@@ -101,8 +101,8 @@ def promote_notify(
     receivers = settings.promote.notify
     if receivers.webhook is None and not receivers.email:
         raise UserError("nobody would hear of it: set promote.notify.webhook, or promote.notify.email and smtp")
-    told = notices.tell_expiring(settings, expiring)
-    if failed := sum(not one["sent"] for one in told):
-        raise UserError(f"{failed} of {len(told)} notices did not reach everybody; see the lines above")
-    lines = [f"{one['name']} version {one['version']} is approved until {one['expires'][:10]}" for one in told]
-    return {"expiring": told}, "\n".join(lines) or f"no approval ends within {expiring} days"
+    notified = notices.tell_expiring(settings, expiring)
+    if failed := sum(not one["sent"] for one in notified):
+        raise UserError(f"{failed} of {len(notified)} notices did not reach everybody; see the lines above")
+    lines = [f"{one['name']} version {one['version']} is approved until {one['expires'][:10]}" for one in notified]
+    return {"expiring": notified}, "\n".join(lines) or f"no approval ends within {expiring} days"

@@ -69,7 +69,7 @@ def promote_show(settings: Settings, version: Version) -> Result:
     return facts, show
 
 
-def _decision(verdict: Verdict, told: str) -> None:
+def _decision(verdict: Verdict, doc: str) -> None:
     """Add the command by which a person says this of a version."""
 
     def work(
@@ -83,7 +83,7 @@ def _decision(verdict: Verdict, told: str) -> None:
     ) -> Result:
         return _decide(settings, version, verdict, reason, _who(by, key, role, passphrase_fd))
 
-    work.__doc__ = told
+    work.__doc__ = doc
     command(promote, verdict)(work)
 
 
@@ -123,15 +123,15 @@ def _decide(settings: Settings, version: str, verdict: Verdict, reason: str, who
 
     made = decide.decide(settings, version, verdict, reason, who)
     past = {"approve": "approved", "reject": "rejected", "revoke": "revoked"}[verdict]
-    told = f"version {version} ({made.model[:12]}) {past} by {made.person} as {made.role}: {made.reason}"
+    message = f"version {version} ({made.model[:12]}) {past} by {made.person} as {made.role}: {made.reason}"
     state = decide.state(settings, version)
     if verdict == "approve" and state != "approved":
         missing = overview.show(settings, version)["missing"]
-        told += f"\nstill to sign: {', '.join(f'{count} {role}' for role, count in missing.items())}"
+        message += f"\nstill to sign: {', '.join(f'{count} {role}' for role, count in missing.items())}"
     if verdict != "approve" and _in_production(settings, made.model):
         last = "its server leaves service within a minute"
         print(f"this version is in production: {last}; release another, or `promote rollback`", file=sys.stderr)
-    return {**_facts(made), "state": state}, told
+    return {**_facts(made), "state": state}, message
 
 
 def _in_production(settings: Settings, model: str) -> bool:

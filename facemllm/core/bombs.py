@@ -1,4 +1,4 @@
-"""Pictures that are cheap to send and dear to open, told from their bytes before a decoder sees them.
+"""Pictures that are cheap to send and dear to open, recognised by their bytes before a decoder sees them.
 
 A decoder's work is not bounded by a picture's pixels alone: each scan of a progressive JPEG passes over all of them
 again, a few bytes of a compressed profile unpack to a megabyte, and Pillow reads segments, chunks and what lies between

@@ -114,8 +114,8 @@ def _lock(home: Path, key: str) -> Path:
 
 def _parsed(name: str, note: str) -> Claim:
     try:
-        told = json.loads(note)
-        return Claim(name[:NAME], str(told["step"]), tuple(map(str, told["inputs"])), str(told["process"]))
+        data = json.loads(note)
+        return Claim(name[:NAME], str(data["step"]), tuple(map(str, data["inputs"])), str(data["process"]))
     except (ValueError, TypeError, KeyError):  # it has only just been taken
         return Claim(name[:NAME], "a step", (), "another process")
 

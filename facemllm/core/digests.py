@@ -121,21 +121,21 @@ def code_files(module: str, tasks: tuple[str, ...] | None = None) -> set[Path]:
 
     `NEUTRAL` modules are left out. Where tasks are asked by name, `tasks` says which ones count; None: all.
     """
-    seen: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     todo = [module]
     while todo:
         name = todo.pop()
         path = _module_path(name)
-        if path is None or name in seen or any(f"{name}.".startswith(f"{neutral}.") for neutral in NEUTRAL):
+        if path is None or name in modules or any(f"{name}.".startswith(f"{neutral}.") for neutral in NEUTRAL):
             continue
-        seen[name] = path
+        modules[name] = path
         imported = _parsed(path)[1]
         todo += imported
         todo += [name.rsplit(".", n)[0] for name in imported for n in range(1, name.count(".") + 1)]
         if TASKS in imported and (folder := _module_path(TASKS)):
             todo += [f"{TASKS}.{task}" for task in tasks or [file.stem for file in folder.parent.glob("*.py")]]
-    files = set(seen.values())
-    for path in seen.values():
+    files = set(modules.values())
+    for path in modules.values():
         files.update(p for p in _sources(path.parent) if p.suffix != ".py" and path.parent != PACKAGE)
     return files
 

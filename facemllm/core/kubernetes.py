@@ -189,7 +189,7 @@ class Api:
             except ApiError:
                 raise
             except Exception as error:
-                said = _told(error, kind, self.host, self.namespace)
+                said = _api_error(error, kind, self.host, self.namespace)
                 if said.status not in _PASSING or self.clock() > until:
                     raise said from None
             if pause == _PAUSE_S:
@@ -238,7 +238,7 @@ def _selected(labels: Mapping[str, str] | None, name: str) -> dict[str, str]:
     return {**chosen, "fieldSelector": f"metadata.name={name}"} if name else chosen
 
 
-def _told(error: Exception, kind: Kind, host: str, namespace: str) -> ApiError:
+def _api_error(error: Exception, kind: Kind, host: str, namespace: str) -> ApiError:
     """What the API or the network says, in one line; anything else is raised as it is."""
     import urllib3
     from kubernetes.client import ApiException

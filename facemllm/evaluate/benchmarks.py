@@ -169,9 +169,9 @@ def answered(
                 note=f"{several:,} of {_rows(table, split):,} questions show several pictures and are not asked, since "
                 f"this model takes one ({made.one_picture}); they count as not answered, and wrong"
             )
-        told = {"split": split, **about}
+        metadata = {"split": split, **about}
         with (
-            TableWriter(partial / run.PREDICTED, PREDICTIONS, parents=[table.digest, digest], about=told) as writer,
+            TableWriter(partial / run.PREDICTED, PREDICTIONS, parents=[table.digest, digest], about=metadata) as writer,
             progress.bar("evaluating", total := _rows(table, split)) as bar,
         ):
             rows, done = posed(table, split), 0

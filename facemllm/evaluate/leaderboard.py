@@ -228,8 +228,8 @@ def _differences(settings: Settings, table: Table, found: Mapping[str, Answers])
             compared = {column: {**entry, **unjudged} for column, entry in compared.items()}
         rows.append({"name": own.listed.name, "from": base.listed.name, "figures": compared})
     pairs = [row["figures"] for row in rows]
-    told = [(entries, column) for entries in pairs for column, entry in entries.items() if "verdict" not in entry]
-    for family in ([pair for pair in told if (pair[1] == OVERALL) == overall] for overall in (True, False)):
+    tested = [(entries, column) for entries in pairs for column, entry in entries.items() if "verdict" not in entry]
+    for family in ([pair for pair in tested if (pair[1] == OVERALL) == overall] for overall in (True, False)):
         p = [entries[column]["p"] for entries, column in family]
         corrected = stats.holm([float("nan") if one is None else one for one in p])
         for (entries, column), p_holm in zip(family, corrected, strict=True):

@@ -181,8 +181,8 @@ class Peer:
 
         def request() -> Request:
             first, *others = one.pictures()
-            told: dict[str, Any] = {"image_id": image_id, "key": key, "prompt_hash": prompt, "messages": messages}
-            return Request(**told, picture=first, others=tuple(others))
+            fields: dict[str, Any] = {"image_id": image_id, "key": key, "prompt_hash": prompt, "messages": messages}
+            return Request(**fields, picture=first, others=tuple(others))
 
         return image_id, key, request
 

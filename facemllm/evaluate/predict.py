@@ -157,7 +157,7 @@ def predict(
     """Put every question of the split that stands alone, and write the answers in table order, named by digest `about`.
 
     `faces` are the image_ids to ask about, all if None; `which` chooses questions; `change` names and makes a change of
-    the picture; with `maps` a face's map of its parts is shown beside it. `timed` is told the seconds that answering
+    the picture; with `maps` a face's map of its parts is shown beside it. `timed` is given the seconds that answering
     took, and how many questions were answered. Memory is that of one batch of `batch_images` faces.
     """
     total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))

@@ -45,7 +45,7 @@ SAMPLE_PIXELS = 256
 Finish = Callable[[Path, Mapping[str, Any]], None]
 """Adds to an evaluation's folder, given the folder and the metrics, before it is in its place."""
 Timed = Callable[[float, int], None]
-"""Is told the seconds that a model took to answer, without loading and figures, and how many questions it answered."""
+"""Is given the seconds that a model took to answer, without loading and figures, and how many questions it answered."""
 
 
 def evaluate(
@@ -87,15 +87,15 @@ def answered(
     chosen = settings.evaluate
     split, digest = chosen.split, about["model_digest"]
 
-    def written(folder: str, schema: Any, **told: Any) -> TableWriter:
-        about_it = {"split": split, **about, **told}
+    def written(folder: str, schema: Any, **extra: Any) -> TableWriter:
+        about_it = {"split": split, **about, **extra}
         return TableWriter(partial / folder, schema, parents=[table.digest, digest], about=about_it)
 
     def write(folder: str, answerer: Answerer, maps: bool, **options: Any) -> None:
-        told = {"kind": options["change"][0]} if "change" in options else {}
-        with written(folder, PREDICTIONS, **told, **({"maps": True} if maps else {})) as writer:
-            told_time = timed if folder == PREDICTED else None
-            options |= {"batch_images": chosen.batch_images, "maps": maps, "timed": told_time}
+        extra = {"kind": options["change"][0]} if "change" in options else {}
+        with written(folder, PREDICTIONS, **extra, **({"maps": True} if maps else {})) as writer:
+            timer = timed if folder == PREDICTED else None
+            options |= {"batch_images": chosen.batch_images, "maps": maps, "timed": timer}
             predict(answerer, table, split, writer, digest, **options)
 
     with building(out) as partial:

@@ -58,8 +58,8 @@ def forget(
     left = _left(settings, marks)
     report.put("found", len(left))
     if left:
-        told = f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])})"
-        raise UserError(f"{told}; run the same command again")
+        message = f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])})"
+        raise UserError(f"{message}; run the same command again")
     report.put("finished", True)
     return dict(report.facts)
 
@@ -74,13 +74,13 @@ def _look_at_models(settings: Settings, report: _Report, found: Found) -> None:
     report.facts["sources"] = sorted({*report.facts["sources"], *found.sources})
     for model in models:
         report.add("models", model)
-    told = registered(settings, report.facts["models"], noted)
-    if told["asked"]:
-        report.facts["versions"] = told["versions"]
+    registry = registered(settings, report.facts["models"], noted)
+    if registry["asked"]:
+        report.facts["versions"] = registry["versions"]
     else:
-        for version in told["versions"]:
+        for version in registry["versions"]:
             report.add("versions", version)
-    report.put("registry_asked", told["asked"])
+    report.put("registry_asked", registry["asked"])
     report.put("left_to_you", _left_to_you(settings, report.facts))
 
 
@@ -116,19 +116,19 @@ def _left(settings: Settings, marks: Marks) -> list[str]:
 
 def _left_to_you(settings: Settings, facts: Mapping[str, Any]) -> list[str]:
     """What this command may not or cannot delete, in words."""
-    told = []
+    notes = []
     for source in settings.ingest.sources:
         if source.root is not None and source.name in facts["sources"] and source.name != FEEDBACK:
-            told.append(f"the original files of '{source.name}' in {source.root} are as they were")
+            notes.append(f"the original files of '{source.name}' in {source.root} are as they were")
     if settings.tracking.uri is not None:
-        told.append(
+        notes.append(
             f"MLflow at {settings.tracking.uri} is not this machine's own: delete the artifacts report.html, "
             "evaluation/answers.json, training/samples.json and validation/ of the runs that show the picture there"
         )
     configs = [root() / ".dvc" / name for name in ("config", "config.local")]
     if any("remote" in path.read_text("utf-8") for path in configs if path.is_file()):
-        told.append("the project's own DVC remote was not searched: run `dvc gc --workspace --cloud`")
-    return told
+        notes.append("the project's own DVC remote was not searched: run `dvc gc --workspace --cloud`")
+    return notes
 
 
 def _short(settings: Settings, path: Path) -> str:
@@ -166,8 +166,8 @@ class _Report:
             try:
                 facts |= json.loads(path.read_text("utf-8"))
             except ValueError:
-                told = "the report of an earlier call is damaged; move it away and run again"
-                raise UserError(f"{path}: {told}") from None
+                message = "the report of an earlier call is damaged; move it away and run again"
+                raise UserError(f"{path}: {message}") from None
         report = cls(path, {**facts, "finished": False})
         report._write()
         return report
@@ -216,7 +216,7 @@ def render(report: Mapping[str, Any]) -> str:
     for place, number in sorted(Counter(copy["place"] for copy in report["removed"]).items()):
         lines.append(f"  {place}: {number:,}")
     lines += _models(report)
-    lines += [f"left to you: {told}" for told in report["left_to_you"]]
+    lines += [f"left to you: {note}" for note in report["left_to_you"]]
     lines.append(f"searched everything again: found {report['found']}")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Which rows are meant: from what a user names to marks by which every version of the picture or person is told.
+"""Which rows are meant: from what a user names to marks by which every version of the picture or person is found.
 
 A picture is stored under another digest when it was cropped or reduced otherwise. So the rows that are named lead to
 their original file and their name in the source, and these to further rows. A mark that would catch somebody else's row
@@ -151,7 +151,7 @@ def perceptual_hashes(settings: Settings, marks: Marks) -> Marks:
 def groups(settings: Settings, marks: Mask) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The picked rows of every table by its digest: those of recorded revisions, then those that lie on this machine.
 
-    A table that is both is told twice; "" stands for a file that belongs to no whole table.
+    A table that is both is listed twice; "" stands for a file that belongs to no whole table.
     """
     for revision in held(settings, marks):
         for name, rows in revision.rows.items():

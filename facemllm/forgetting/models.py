@@ -24,22 +24,22 @@ def affected(settings: Settings, tables: Mapping[str, set[str]]) -> list[dict[st
     A dictionary a model: `digest`, `stage`, `saw` ("training", or "evaluation" when it was only measured on the rows).
     """
     made = list(_makings(settings))
-    seen: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = {}
     grown = True
     while grown:
         grown = False
         for digest, stage, inputs in made:
             taught = "train" in tables.get(inputs.get("conversations", ""), ())
-            if digest not in seen and (taught or inputs.get("model") in seen):
-                seen[digest] = {"digest": digest, "stage": stage, "saw": "training"}
+            if digest not in models and (taught or inputs.get("model") in models):
+                models[digest] = {"digest": digest, "stage": stage, "saw": "training"}
                 grown = True
     for record in _records(settings):
         inputs = record.get("inputs") or {}
         model = inputs.get("model", "")
-        if record.get("step") == "evaluate" and inputs.get("conversations") in tables and model not in seen:
+        if record.get("step") == "evaluate" and inputs.get("conversations") in tables and model not in models:
             stage = next((stage for digest, stage, _ in made if digest == model), "")
-            seen[model] = {"digest": model, "stage": stage, "saw": "evaluation"}
-    return sorted(seen.values(), key=lambda model: (model["saw"] == "evaluation", model["stage"], model["digest"]))
+            models[model] = {"digest": model, "stage": stage, "saw": "evaluation"}
+    return sorted(models.values(), key=lambda model: (model["saw"] == "evaluation", model["stage"], model["digest"]))
 
 
 def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping[str, set[str]]) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _makings(settings: Settings) -> Iterator[tuple[str, str, Mapping[str, str]]]
         if record.get("step") in settings.stages():
             yield str(record["digest"]), str(record["step"]), record.get("inputs") or {}
     for path in sorted((settings.home / "store").glob(f"*/{LINEAGE}")):
-        told = read_json(path)
-        yield path.parent.name, str(told.get("stage", "")), told.get("inputs") or {}
+        lineage = read_json(path)
+        yield path.parent.name, str(lineage.get("stage", "")), lineage.get("inputs") or {}
 
 
 def _records(settings: Settings) -> Iterator[dict[str, Any]]:

@@ -119,7 +119,7 @@ class Census:
         plain = np.frombuffer(bytes(self.hashes + self.barred), np.uint8).reshape(-1, _BYTES)
         codes, row_of = np.concatenate([plain, mirrored]), np.concatenate([np.arange(len(plain)), turned])
         is_mirrored = np.arange(len(codes)) >= len(plain)
-        # neighbouring frequencies go together, so bits are dealt out over the slices
+        # neighbouring frequencies go together, so bits are interleaved over the slices
         bits = np.unpackbits(codes, axis=1).reshape(-1, _SLICES, 16).transpose(0, 2, 1).reshape(-1, 256)
         keys = np.packbits(bits, axis=1).view(np.uint16)
         people = np.array([*self.subjects, *[-1] * barred], np.int64)

@@ -140,8 +140,8 @@ class KnowledgeBranch(nn.Module):
             kind = self.prior.dtype
             refined_AD = self.refined(embedding_VD.to(kind))
             scale = refined_AD.shape[1] ** -0.5
-            seen_BD = self.visual(visual_BND.to(kind).mean(1))
-            logits_BA = seen_BD @ refined_AD.T * scale + self.prior
+            visual_BD = self.visual(visual_BND.to(kind).mean(1))
+            logits_BA = visual_BD @ refined_AD.T * scale + self.prior
             share_PA = (self.queries @ refined_AD.T * scale).softmax(1)
             weight_BPA = share_PA * logits_BA.detach().sigmoid().unsqueeze(1)
             prompt_BPD = self.prompt(weight_BPA @ refined_AD)

@@ -54,11 +54,11 @@ class Row:
 
 
 class _Batch:
-    """Chats and the keys and values of what each has seen: columns (T) of the cache, true in `seen_RT` where they are
+    """Chats and the keys and values of what each has seen: columns (T) of the cache, true in `mask_RT` where they are
     the chat's. The cache knows no order, since positions are in its keys: padding may stand anywhere."""
 
-    def __init__(self, rows: list[Row], cache: DynamicCache, seen_RT: Tensor) -> None:
-        self.rows, self.cache, self.seen_RT = rows, cache, seen_RT
+    def __init__(self, rows: list[Row], cache: DynamicCache, mask_RT: Tensor) -> None:
+        self.rows, self.cache, self.mask_RT = rows, cache, mask_RT
         self.layers: Sequence[Any] = cache.layers
 
     def drop(self, left: Callable[[Row], bool]) -> None:
@@ -66,16 +66,16 @@ class _Batch:
         places = [place for place, row in enumerate(self.rows) if not left(row)]
         if len(places) == len(self.rows):
             return
-        seen_RT = self.seen_RT[places]
-        columns = seen_RT.any(0).nonzero().flatten()
+        mask_RT = self.mask_RT[places]
+        columns = mask_RT.any(0).nonzero().flatten()
         for layer in self.layers:
             layer.keys = layer.keys[places].index_select(2, columns)
             layer.values = layer.values[places].index_select(2, columns)
-        self.rows, self.seen_RT = [self.rows[place] for place in places], seen_RT[:, columns]
+        self.rows, self.mask_RT = [self.rows[place] for place in places], mask_RT[:, columns]
 
     def join(self, other: _Batch) -> None:
         """Put the chats of another beside these; both have some."""
-        longest = max(self.seen_RT.shape[1], other.seen_RT.shape[1])
+        longest = max(self.mask_RT.shape[1], other.mask_RT.shape[1])
 
         def both(own: Tensor, others: Tensor, dim: int) -> Tensor:
             behind = (0, 0) * (-1 - dim)
@@ -83,7 +83,7 @@ class _Batch:
 
         for own, new in zip(self.layers, other.layers, strict=True):
             own.keys, own.values = both(own.keys, new.keys, -2), both(own.values, new.values, -2)
-        self.seen_RT = both(self.seen_RT, other.seen_RT, -1)
+        self.mask_RT = both(self.mask_RT, other.mask_RT, -1)
         self.rows = self.rows + other.rows
 
 
@@ -134,10 +134,10 @@ class Decoding:
         batch = self._batch
         if batch is None:
             return
-        position_R1 = batch.seen_RT.sum(1, keepdim=True)
-        batch.seen_RT = pad(batch.seen_RT, (0, 1), value=True)
+        position_R1 = batch.mask_RT.sum(1, keepdim=True)
+        batch.mask_RT = pad(batch.mask_RT, (0, 1), value=True)
         last_R1 = torch.tensor([[row.written[-1]] for row in batch.rows], device=self._device)
-        states_R1D = self._states(self._embedded(last_R1), batch.seen_RT[:, None], position_R1, batch.cache)
+        states_R1D = self._states(self._embedded(last_R1), batch.mask_RT[:, None], position_R1, batch.cache)
         self._write(batch.rows, states_R1D[:, 0])
         self.drop(lambda row: row.ended)
 
@@ -148,7 +148,7 @@ class Decoding:
         """Compute prefixes and prompts, and write each chat's first token; those that have not ended by it."""
         faces = {id(row.face_ND): row.face_ND for row in rows}
         places = {key: place for place, key in enumerate(faces)}
-        cache = self._seen_prefixes(torch.stack(list(faces.values())))
+        cache = self._prefill_faces(torch.stack(list(faces.values())))
         own = [places[id(row.face_ND)] for row in rows]
         layers: Sequence[Any] = cache.layers
         for layer in layers:
@@ -166,7 +166,7 @@ class Decoding:
         batch.drop(lambda row: row.ended)
         return batch
 
-    def _seen_prefixes(self, tokens_FND: Tensor) -> DynamicCache:
+    def _prefill_faces(self, tokens_FND: Tensor) -> DynamicCache:
         """The cache of the faces' prefixes."""
         faces, length = len(tokens_FND), len(self._prefix)
         embedded_FPD = self._embedded(self._prefix.expand(faces, length)).clone()

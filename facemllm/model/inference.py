@@ -151,27 +151,29 @@ class Predictor(Reader):
     def _score(self, images: Sequence[ImageLike], passes: Sequence[Sequence[Layout]], maps: Maps) -> list[FaceScores]:
         if not any(passes) and not self.characteristic_names:
             return [FaceScores([], {}) for _ in images]
-        seen = self.encode(images, maps)
+        visual = self.encode(images, maps)
         answers: list[list[Scored]] = [[] for _ in images]
         for number in range(max(map(len, passes))):
             rows = [row for row, own in enumerate(passes) if number < len(own)]
-            found = self.score_rows(seen.flat_BNF[rows], [passes[row][number] for row in rows])
+            found = self.score_rows(visual.flat_BNF[rows], [passes[row][number] for row in rows])
             for row, scored in zip(rows, found, strict=True):
                 answers[row] += scored
-        return [FaceScores(own, named) for own, named in zip(answers, self.characteristics(seen), strict=True)]
+        return [FaceScores(own, named) for own, named in zip(answers, self.characteristics(visual), strict=True)]
 
-    def characteristics(self, seen: VisualTokens) -> list[dict[str, float]]:
+    def characteristics(self, visual: VisualTokens) -> list[dict[str, float]]:
         """The probability of each characteristic, by name, of each encoded face."""
-        scores = [()] * len(seen.tokens_BND) if seen.scores_BA is None else seen.scores_BA.double().sigmoid().tolist()
+        scores = (
+            [()] * len(visual.tokens_BND) if visual.scores_BA is None else visual.scores_BA.double().sigmoid().tolist()
+        )
         return [dict(zip(self.characteristic_names, row, strict=True)) for row in scores]
 
     @torch.inference_mode()
     def score_rows(self, flat_BNF: Tensor, layouts: Sequence[Layout]) -> list[list[Scored]]:
         """The queries of rows out of `passes`, each about the face at its place in `flat_BNF` (`VisualTokens`)."""
-        seen = VisualTokens.of_flat(flat_BNF, self._width)
+        visual = VisualTokens.of_flat(flat_BNF, self._width)
         if not self.family.packs:
             asked = [self._asked(layout) for layout in layouts]
-            found = [self._unpacked.likelihoods(seen.rows([row]), own) for row, own in enumerate(asked)]
+            found = [self._unpacked.likelihoods(visual.rows([row]), own) for row, own in enumerate(asked)]
             return [read_scores(*one, layout) for one, layout in zip(found, layouts, strict=True)]
         lengths = np.array([len(layout.ids) for layout in layouts])
         places_L = np.arange(lengths.max())
@@ -182,7 +184,7 @@ class Predictor(Reader):
 
         states_BLD = self.family.packed(
             self.model,
-            seen,
+            visual,
             padded("ids"),
             self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
             padded("block"),
@@ -280,12 +282,12 @@ class Predictor(Reader):
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         ids_BL = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=self.device)
         mask_BL = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        seen = self._maps(maps)
+        segmentation = self._maps(maps)
         written_BL = self.model.generate(
             input_ids=ids_BL,
             attention_mask=mask_BL,
             **(self.family.beside(ids_BL) | self._inputs(images)),
-            **({} if seen is None else {"segmentation": seen}),
+            **({} if segmentation is None else {"segmentation": segmentation}),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=padding,

@@ -155,12 +155,12 @@ def _shape(tower: Any, side: int, name: str) -> tuple[int, int]:
     try:
         with torch.device("meta"):  # shapes alone
             shadow = AutoModel.from_config(AutoConfig.for_model(**tower.config.to_dict()))
-            seen = shadow(torch.zeros(1, 3, side, side), output_hidden_states=True, return_dict=True)
-        _, tokens, width = seen.hidden_states[-1].shape
+            outputs = shadow(torch.zeros(1, 3, side, side), output_hidden_states=True, return_dict=True)
+        _, tokens, width = outputs.hidden_states[-1].shape
     except Exception as error:
         raise UserError(
             f"cannot use {name}: it makes no tokens of an image of {side} pixels: {one_line(error, 200)}"
         ) from error
     if width != tower.config.hidden_size:
         raise UserError(f"cannot use {name}: its tokens are {width} wide, its hidden_size {tower.config.hidden_size}")
-    return tokens, len(seen.hidden_states)
+    return tokens, len(outputs.hidden_states)

@@ -199,13 +199,13 @@ def _check_writing(model: Any, family: Family, name: str) -> None:
     if (model.generation_config.num_beams or 1) > _MOST_BEAMS:
         raise UserError(f"cannot use {name}: num_beams in its generation_config.json is more than {_MOST_BEAMS}")
     ids_1P = torch.tensor([[*family.frame.prefix_ids, *family.frame.prompt("?")]], device=model.device)
-    seen = {n: v.to(model.device) for n, v in family.example.items()}
-    seen = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in seen.items()}
+    inputs = {n: v.to(model.device) for n, v in family.example.items()}
+    inputs = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in inputs.items()}
     with torch.no_grad(), refusing(f"cannot use {name}: generation_config.json ({', '.join(asked)})"):
         (_,) = model.generate(
             input_ids=ids_1P,
             attention_mask=torch.ones_like(ids_1P),
-            **(family.beside(ids_1P) | seen),
+            **(family.beside(ids_1P) | inputs),
             max_new_tokens=2,
             min_new_tokens=2,
             do_sample=False,

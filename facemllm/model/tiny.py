@@ -154,10 +154,10 @@ def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedT
     steps = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     replaced = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Replace(Regex(r"[^\x20-\x7e]"), "?")]
     normalizer = normalizers.Sequence([*steps, *replaced])
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for text in set(texts):
-        seen.update(set(re.findall(_PIECE, normalizer.normalize_str(text))))
-    words = {word for word, count in seen.items() if count >= _FEWEST}
+        counts.update(set(re.findall(_PIECE, normalizer.normalize_str(text))))
+    words = {word for word, count in counts.items() if count >= _FEWEST}
     phrases: set[str] = set()
     for answer in answers:
         phrase = normalizer.normalize_str(answer).strip()
@@ -165,7 +165,7 @@ def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedT
         if phrase and not re.fullmatch(_PIECE, phrase):
             phrases.add(phrase)
     spelled = [*SPECIAL, *_CHARACTERS, *(f"{pieces.CONTINUES}{character}" for character in _CHARACTERS)]
-    words.update(pieces.learn((word for word in seen if word.isalpha()), _CHARACTERS))
+    words.update(pieces.learn((word for word in counts if word.isalpha()), _CHARACTERS))
     vocabulary = {token: index for index, token in enumerate([*spelled, *sorted(words - set(spelled))])}
     # no unknown token can arise: every character left by the normalizer is in the vocabulary
     core = Tokenizer(models.WordPiece(vocabulary, unk_token=PAD, continuing_subword_prefix=pieces.CONTINUES))

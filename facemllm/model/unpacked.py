@@ -56,21 +56,21 @@ class Unpacked:
         self._prefix = list(family.frame.prefix_ids)
         self._copies: bool | None = None
 
-    def likelihoods(self, seen: VisualTokens, asked: Sequence[Asked]) -> Likelihoods:
-        """Of every token of every option, in order; the questions are asked about the one face in `seen`."""
+    def likelihoods(self, visual: VisualTokens, asked: Sequence[Asked]) -> Likelihoods:
+        """Of every token of every option, in order; the questions are asked about the one face in `visual`."""
         if self._copies is None:
-            self._copies = self._goes_on(seen)
-        found = list((self.by_copies if self._copies else self.by_rows)(seen, asked))
+            self._copies = self._goes_on(visual)
+        found = list((self.by_copies if self._copies else self.by_rows)(visual, asked))
         likelihoods, expected = zip(*found, strict=True)
         return np.concatenate(likelihoods), np.concatenate(expected)
 
-    def by_copies(self, seen: VisualTokens, asked: Sequence[Asked]) -> Iterator[Likelihoods]:
+    def by_copies(self, visual: VisualTokens, asked: Sequence[Asked]) -> Iterator[Likelihoods]:
         """Options that go on from copies of their question's cache."""
         family, model = self._family, self._model
-        picture = None if family.sees_question else family.begun(model, seen, self._ids([self._prefix]))[1]
+        picture = None if family.sees_question else family.begun(model, visual, self._ids([self._prefix]))[1]
         for prompt, answers in asked:
             if picture is None:
-                states_1SD, cache = family.begun(model, seen, self._ids([self._prefix + prompt]))
+                states_1SD, cache = family.begun(model, visual, self._ids([self._prefix + prompt]))
             else:
                 states_1SD = family.continued(model, self._ids([prompt]), cache := _copied(picture, 1))
             for part in _parts(answers):
@@ -83,7 +83,7 @@ class Unpacked:
                 places = [[0, *range(first, first + len(row))] for first, row in zip(firsts, rows, strict=True)]
                 yield token_likelihoods(logits_PV, np.concatenate(places), np.concatenate(part))
 
-    def by_rows(self, seen: VisualTokens, asked: Sequence[Asked]) -> Iterator[Likelihoods]:
+    def by_rows(self, visual: VisualTokens, asked: Sequence[Asked]) -> Iterator[Likelihoods]:
         """Options in whole rows, picture and question in each."""
         for prompt, answers in asked:
             start = len(self._prefix) + len(prompt)
@@ -91,19 +91,19 @@ class Unpacked:
                 rows = [[*self._prefix, *prompt, *answer[:-1]] for answer in part]
                 mask_OL = self._ids([[1] * len(row) for row in rows])
                 start_O = torch.full((len(rows),), start, device=mask_OL.device)
-                shown = seen.rows([0] * len(rows))
+                shown = visual.rows([0] * len(rows))
                 states_OLD = self._family.plain(self._model, shown, self._ids(rows), mask_OL, start_O)
                 for states_LD, answer in zip(states_OLD, part, strict=True):
                     logits_PV = self._family.logits(self._model, states_LD[start - 1 : start - 1 + len(answer)])
                     yield token_likelihoods(logits_PV, range(len(answer)), answer)
 
-    def _goes_on(self, seen: VisualTokens) -> bool:
+    def _goes_on(self, visual: VisualTokens) -> bool:
         """Whether options may go on from copies: tried on one question about a face."""
         frame, kind = self._family.frame, self._family.config.model_type
         probe = [(frame.prompt(_PROBE), [frame.answer(text) for text in _ANSWERS])]
-        wanted = np.concatenate([one for one, _ in self.by_rows(seen, probe)])
+        wanted = np.concatenate([one for one, _ in self.by_rows(visual, probe)])
         try:
-            found = np.concatenate([one for one, _ in self.by_copies(seen, probe)])
+            found = np.concatenate([one for one, _ in self.by_copies(visual, probe)])
         except Exception as error:  # what a cache of a family nobody wrote an adapter for lacks can be anything
             log.warning("%s: options take a row each: its cache cannot be copied: %s", kind, one_line(error))
             return False

@@ -65,12 +65,12 @@ def as_text(rows: list[Row]) -> str:
             lines.append(f"{_day(row['at'])}  {row['decision']:<8}  {row['version']}  {row['person']} ({row['role']})")
         else:
             lines.append(f"{_day(row['kept_at'])}  {'?':<8}  model {row['model'][:12]}  by nobody who is known")
-        told = [f"in place of {row['replaces_version']}"] if row["replaces"] else []
-        told += [f"until {row['expires'][:10]}"] if row["expires"] else []
-        told += [row["reason"]] if row["reason"] else []
+        details = [f"in place of {row['replaces_version']}"] if row["replaces"] else []
+        details += [f"until {row['expires'][:10]}"] if row["expires"] else []
+        details += [row["reason"]] if row["reason"] else []
         if row["refused"]:
-            told.insert(0, f"COUNTS FOR NOTHING ({row['refused']}): {row['why']}")
-        lines += [f"{'':<18}{'; '.join(told)}"] if told else []
+            details.insert(0, f"COUNTS FOR NOTHING ({row['refused']}): {row['why']}")
+        lines += [f"{'':<18}{'; '.join(details)}"] if details else []
     return "\n".join(lines) or "nobody has asked for a decision yet"
 
 

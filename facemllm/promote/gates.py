@@ -108,18 +108,18 @@ def verdict(
         model = model or str(metrics["model_digest"])
         names(store.path(model))
         bytes_of = digests.of_each(store.path(model), fresh=True)
-        seen = {"evaluation": (evaluation, digests.of_listing(candidate.files))}
-        seen["model"] = (model, digests.of_listing(bytes_of))
+        listings = {"evaluation": (evaluation, digests.of_listing(candidate.files))}
+        listings["model"] = (model, digests.of_listing(bytes_of))
         theirs, rival, folder = None, None, answered(metrics) if champion and champion != model else None
         if folder is not None:
             rival = held.enter_context(verified(folder, folder.name, files(folder.name)))
             theirs = read_figures(rival.path, folder)
-            seen["champion's evaluation"] = (folder.name, digests.of_listing(rival.files))
+            listings["champion's evaluation"] = (folder.name, digests.of_listing(rival.files))
         origin = Origin(
             model=model,
             champion=champion if champion != model else None,
             answered={"candidate": metrics["model_digest"], **({"champion": theirs["model_digest"]} if theirs else {})},
-            digests=seen,
+            digests=listings,
             sources=ledger.sources_of_model(held.enter_context(read_once(*_lineage(store.path(model), bytes_of)))),
             costs={step: record["cost"] for step, record in store.behind(model).items() if record.get("cost")},
         )
@@ -227,13 +227,13 @@ def depends(settings: Settings) -> dict[str, Any]:
 def _decision(settings: Settings, checks: list[Check], in_order: str) -> Decision:
     changed = {change.key: change for change in changes(settings)}
     ours, usual = limits(settings), limits(plain())
-    told = [marked(each, ours, usual, changed) for each in checks]
+    marked_checks = [marked(each, ours, usual, changed) for each in checks]
     loosened = [change for change in changed.values() if change.loosened]
-    failed = [each["reason"] for each in told if not each["passed"]]
+    failed = [each["reason"] for each in marked_checks if not each["passed"]]
     words = f"gate loosened by: {', '.join(map(str, loosened))}"
     reasons = failed or ([in_order, words] if loosened else [in_order])
     entries = [{name: value for name, value in asdict(one).items() if name != "loosened"} for one in loosened]
-    return Decision(not failed, reasons, told, entries)
+    return Decision(not failed, reasons, marked_checks, entries)
 
 
 def _in_order(
@@ -245,14 +245,14 @@ def _in_order(
         parts.append(f"all {kinds.count('constant')} tasks are better than a constant answer")
     if "fairness" in kinds:
         few = [each["too_few"] for each in checks if each.get("too_few")]
-        unseen = f" ({unjudged(few)})" if few else ""
-        seen = [
+        underpowered = f" ({unjudged(few)})" if few else ""
+        detectable = [
             f"{each['key']} {each['minimum_detectable_difference']:.3g}"
             for each in checks
             if each.get("minimum_detectable_difference")
         ]
-        power = f"; minimum detectable difference at most: {', '.join(seen)}" if seen else ""
-        parts.append(f"no gap between groups is shown to exceed what is allowed{unseen}{power}")
+        power = f"; minimum detectable difference at most: {', '.join(detectable)}" if detectable else ""
+        parts.append(f"no gap between groups is shown to exceed what is allowed{underpowered}{power}")
     allowed = settings.promote.fairness_gap
     free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if allowed.get(g["task"]) is None]
     if free:

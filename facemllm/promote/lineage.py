@@ -3,7 +3,7 @@
 `lineage(settings, "champion")` walks up: version, decisions, bundle, evaluation, stages, tables, sources with their
 licences, commits. `lineage(settings, IMAGE, "down")` walks from a picture to the tables that hold it and on to models,
 approvals and releases. It reads what the store remembers of each step, what tables and models say of themselves and the
-signed decisions; MLflow is asked for versions and aliases only, so everything else is told when it is away.
+signed decisions; MLflow is asked for versions and aliases only, so everything else is shown when it is away.
 """
 
 from __future__ import annotations
@@ -100,10 +100,12 @@ class _Lineage:
             return self._result(id)
         if kind == "source":
             row = self.rows.get(name)
-            told = [row.licence, "may " + (", ".join(row.uses) or "nothing")] if row else ["not in the dataset ledger"]
-            told += [row.status] if row and row.status != "active" else []
+            details = (
+                [row.licence, "may " + (", ".join(row.uses) or "nothing")] if row else ["not in the dataset ledger"]
+            )
+            details += [row.status] if row and row.status != "active" else []
             facts = {"licence": row.licence, "allowed": list(row.uses), "status": row.status} if row else {}
-            return Node(id, "source", name, None, "; ".join(told), facts)
+            return Node(id, "source", name, None, "; ".join(details), facts)
         if kind == "commit":
             return Node(id, "commit", name[:12], None, "", {"commit": name})
         return self._person(id, name)
@@ -164,9 +166,11 @@ class _Lineage:
     @cached_property
     def _first(self) -> list[str]:
         """Tables that hold the rows that are asked about, or did before they were forgotten, and got them from none."""
-        told = {table for report in self._reports for table in report.get("tables", {})}
+        forgotten = {table for report in self._reports for table in report.get("tables", {})}
         newest = self.records.newest
-        gone = [one for one in sorted(told) if not (one in newest and told & {*newest[one].materials.values()})]
+        gone = [
+            one for one in sorted(forgotten) if not (one in newest and forgotten & {*newest[one].materials.values()})
+        ]
         return list(dict.fromkeys([*holding.first_tables(self.records), *gone]))
 
     @cached_property
@@ -194,41 +198,41 @@ class _Lineage:
     def _result(self, digest: str) -> Node:
         record, manifest = self.records.newest.get(digest), self.records.manifest(digest)
         facts = dict(record.facts) if record else {}
-        told = [str(facts.get("figure") or "")]
+        details = [str(facts.get("figure") or "")]
         if rows := manifest.get("rows"):
-            told = told if told[0] else [f"{rows:,} rows"]
+            details = details if details[0] else [f"{rows:,} rows"]
             facts["rows"] = rows
         facts |= {"about": manifest["about"]} if manifest.get("about") else {}
         if report := self.records.forgotten.get(digest):
-            told.append(_forgotten(report))
+            details.append(_forgotten(report))
             facts["forgotten"] = str(report.get("id"))
         elif record is None:
-            told.append("not remembered in this home")
+            details.append("not remembered in this home")
         elif digest not in self.records.here:
-            told.append("no longer in the store")
+            details.append("no longer in the store")
         if (held := self._held.get(digest)) and self.who:
             facts |= {"holds": held.rows, "splits": sorted(held.splits)}
-            told.append(f"holds it ({', '.join(sorted(held.splits))})" if held.splits else "holds it")
+            details.append(f"holds it ({', '.join(sorted(held.splits))})" if held.splits else "holds it")
         if champion := (record.inputs.get(_COMPARED) if record else ""):
             facts[_COMPARED] = champion
-            told.append(f"against {champion[:12]}")
-        text, at = "; ".join(part for part in told if part), time(record.at if record else None)
+            details.append(f"against {champion[:12]}")
+        text, at = "; ".join(part for part in details if part), time(record.at if record else None)
         if record and record.step == "version":  # a revision of the data, not a version of the model
             return Node(digest, "revision", str(facts.get("output"))[:12], at, "of the data repository", facts)
         kind = record.step if record else self.promoted.called.get(digest, "result")
         return Node(digest, kind, digest[:12], at, text, facts)
 
     def _person(self, id: str, name: str) -> Node:
-        told = [f"{self._about['images']} pictures"] if self.who and self.who[0] == "subject" and self._about else []
-        told += (
+        details = [f"{self._about['images']} pictures"] if self.who and self.who[0] == "subject" and self._about else []
+        details += (
             [f"of subject {self._about['subject'][:12]}"]
             if id.startswith("image:") and self._about.get("subject")
             else []
         )
-        told += [_forgotten(report) for report in self._reports]
-        told += [] if self._about or self._reports else ["in no table here"]
+        details += [_forgotten(report) for report in self._reports]
+        details += [] if self._about or self._reports else ["in no table here"]
         at = str(self._reports[-1]["at"]) if self._reports else None
-        return Node(id, id.partition(":")[0], name[:12], at, "; ".join(told), dict(self._about))
+        return Node(id, id.partition(":")[0], name[:12], at, "; ".join(details), dict(self._about))
 
     @cached_property
     def _about(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 or production is rolled back.
 
 Nothing leaves but what `FACTS` names, all of it from signed statements: no picture, no other name. Addresses come from
-`promote.notify` alone. A notice that cannot be sent is told in one line; it stops no decision.
+`promote.notify` alone. A notice that cannot be sent is logged as one line; it stops no decision.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def notify(settings: Settings, event: str, facts: Mapping[str, Any]) -> bool:
     """
     if event not in EVENTS:
         raise ValueError(f"unknown event {event}; one of {', '.join(EVENTS)}")
-    told = {"name": settings.promote.model_name}
-    told |= {name: plain_line(str(facts[name]))[:_LONGEST] for name in FACTS if facts.get(name) is not None}
+    payload = {"name": settings.promote.model_name}
+    payload |= {name: plain_line(str(facts[name]))[:_LONGEST] for name in FACTS if facts.get(name) is not None}
     about = {"id": secrets.token_hex(16), "event": event, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    notice = {**about, "facts": told}
+    notice = {**about, "facts": payload}
     senders: dict[str, Callable[[], None]] = {}
     if address := settings.promote.notify.webhook:
         senders[f"webhook {webhook.host_of(address)}"] = lambda: _post(settings, notice)
@@ -81,7 +81,7 @@ def facts_of(statement: Any, version: int | str | None = None) -> dict[str, Any]
 def tell_expiring(settings: Settings, days: int, now: datetime | None = None) -> list[dict[str, Any]]:
     """Tell of every approval in force that ends within `days` days. Returns the facts of each, and whether all were
     told (`sent`)."""
-    found, told, now = decided.decisions(settings), [], now or utc_now()
+    found, notified, now = decided.decisions(settings), [], now or utc_now()
     if found is None:
         return []
     decisions, policy = found
@@ -93,8 +93,8 @@ def tell_expiring(settings: Settings, days: int, now: datetime | None = None) ->
         facts = {"model": model, "bundle": bundle, "name": about.get("name"), "version": about.get("version")}
         people = ", ".join(one.person for one in in_force.approvals)
         facts |= {"decision": "approve", "person": people, "expires": time_text(in_force.expires)}
-        told.append({**facts, "sent": notify(settings, "expiring", facts)})
-    return told
+        notified.append({**facts, "sent": notify(settings, "expiring", facts)})
+    return notified
 
 
 def _post(settings: Settings, notice: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
     known = decided.decisions(settings)
     now = about(known[0], known[1], found) if known else None
     entries = known[0].statements(found.digest, known[1]) if known else []
-    told = []
+    statements = []
     for entry in entries:
         one = entry.statement
         row: dict[str, Any] = {"id": entry.name, "at": time_text(one.issued if one else entry.committed_at)}
@@ -60,7 +60,7 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
             row |= {"expires": time_text(one.expires) if one.expires else None, "replaces": one.replaces}
         refused = entry.refused or next((r for r in (now.refused if now else ()) if r.statement == entry.name), None)
         row |= {"counts": refused is None, "why": f"{refused.check}: {one_line(refused)}" if refused else None}
-        told.append(row)
+        statements.append(row)
     bundle = known[0].bundle(now.bundle) if known and now else None
     return {
         "name": found.name,
@@ -75,6 +75,6 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
         "expires": time_text(now.expires) if now and now.expires else None,
         "missing": dict(now.missing) if now else {},
         "may_sign": list(now.may_sign) if now else [],
-        "statements": told,
-        "releases": [row for row in told if row.get("decision") in RELEASES],
+        "statements": statements,
+        "releases": [row for row in statements if row.get("decision") in RELEASES],
     }

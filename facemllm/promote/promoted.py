@@ -132,21 +132,21 @@ class Promoted:
     def _version(self, id: str, known: Known) -> Node:
         serves = self._serves.get(known.model, [])
         facts: dict[str, Any] = {"digest": known.model, "aliases": list(known.aliases), "gate": known.gate}
-        told = [", ".join(known.aliases)]
-        told += [f"serves in {' and '.join(serves)}"] if serves else []
+        details = [", ".join(known.aliases)]
+        details += [f"serves in {' and '.join(serves)}"] if serves else []
         bundles = [s.bundle for one in self.of_model.get(known.model, ()) if (s := self.statements[one].statement)]
         if self._repository is not None and bundles:
             try:
                 found = standing(*self._repository, bundles[-1])
                 until = time(found.expires)
-                told.insert(0, found.state + (f" until {until[:10]}" if until and found.state == "approved" else ""))
+                details.insert(0, found.state + (f" until {until[:10]}" if until and found.state == "approved" else ""))
                 facts |= {"state": found.state, "expires": until, "approved_by": [s.person for s in found.approvals]}
             except UserError as error:
-                told.insert(0, one_line(error, 120))
+                details.insert(0, one_line(error, 120))
         else:
-            told.insert(0, "pending")
+            details.insert(0, "pending")
         facts["serves"] = serves
-        text = "; ".join(part for part in told if part)
+        text = "; ".join(part for part in details if part)
         return Node(id, "version", f"{known.name} {known.version}", known.created, text, facts)
 
     def _bundle_materials(self, digest: str) -> Iterator[Step]:
@@ -247,12 +247,12 @@ def _statement(entry: Entry) -> Node:
         return Node(entry.name, "refused", entry.name[:12], time(entry.committed_at), text, {"check": check})
     found = entry.statement
     expires = time(found.expires)
-    told = [f"until {expires[:10]}"] if expires else []
-    told += [f"in place of {found.replaces[:12]}"] if found.replaces else []
-    told += [found.reason] if found.reason else []
+    details = [f"until {expires[:10]}"] if expires else []
+    details += [f"in place of {found.replaces[:12]}"] if found.replaces else []
+    details += [found.reason] if found.reason else []
     facts = {"role": found.role, "key": found.key, "reason": found.reason, "person": found.person}
     facts |= {name: value for name, value in (("expires", expires), ("replaces", found.replaces)) if value}
-    return Node(entry.name, found.decision, found.person, time(found.issued), "; ".join(told), facts)
+    return Node(entry.name, found.decision, found.person, time(found.issued), "; ".join(details), facts)
 
 
 def _mapping(text: str | None) -> dict[str, str]:

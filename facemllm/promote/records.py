@@ -98,8 +98,8 @@ class Records:
             if not S_ISREG(about.st_mode) or about.st_size > LARGEST:
                 raise ValueError(f"no file of at most {LARGEST >> 20} MiB")
             with open(entry.path, "rb") as file:
-                told = json.loads(file.read())
-            return _record(told, datetime.fromtimestamp(about.st_mtime, UTC))
+                data = json.loads(file.read())
+            return _record(data, datetime.fromtimestamp(about.st_mtime, UTC))
         except FileNotFoundError:  # replaced meanwhile
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -112,10 +112,10 @@ class Records:
         for entry in stored:
             if entry.name in recorded or not DIGEST.fullmatch(entry.name):
                 continue
-            told, manifest = read_json(Path(entry.path) / _MODEL), read_json(Path(entry.path) / MANIFEST)
-            inputs = told.get("inputs") or {f"parent {one[:12]}": one for one in manifest.get("parents", ())}
+            lineage, manifest = read_json(Path(entry.path) / _MODEL), read_json(Path(entry.path) / MANIFEST)
+            inputs = lineage.get("inputs") or {f"parent {one[:12]}": one for one in manifest.get("parents", ())}
             at = datetime.fromtimestamp(entry.stat().st_mtime, UTC)
-            step = str(told.get("stage") or str(manifest.get("schema", "result")).partition("/")[0])
+            step = str(lineage.get("stage") or str(manifest.get("schema", "result")).partition("/")[0])
             found.append(Record(entry.name, step, {str(k): str(v) for k, v in inputs.items()}, at))
         return found
 
@@ -128,9 +128,9 @@ def _entries(folder: Path, suffix: str = ".json") -> list[os.DirEntry[str]]:
         return []
 
 
-def _record(told: Any, at: datetime) -> Record:
-    digest, inputs = told["digest"], told.get("inputs") or {}
+def _record(data: Any, at: datetime) -> Record:
+    digest, inputs = data["digest"], data.get("inputs") or {}
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         raise ValueError("its digest is none")
     named = {str(name): str(value) for name, value in inputs.items()}
-    return Record(digest, str(told.get("step") or "result"), named, at, {k: told[k] for k in _KEPT if k in told})
+    return Record(digest, str(data.get("step") or "result"), named, at, {k: data[k] for k in _KEPT if k in data})

@@ -143,8 +143,8 @@ def robust(settings: Settings, metrics: Figures) -> list[Check]:
         change = ((metrics.get("disturbed") or {}).get(name) or {}).get("change") or {}
         value, low, high = (number(change.get(end)) for end in ("value", "low", "high"))
         fall = {"value": _minus(value), "low": _minus(high), "high": _minus(low)}
-        seen = "without the map" if name == "no_map" else f"on {name} pictures"
-        reason = f"mean balanced accuracy falls by {{}} {seen}"
+        condition = "without the map" if name == "no_map" else f"on {name} pictures"
+        reason = f"mean balanced accuracy falls by {{}} {condition}"
         found.append(_share("robustness", name, f"promote.robustness.{name}", fall, limit, reason))
     return found
 
@@ -152,11 +152,11 @@ def robust(settings: Settings, metrics: Figures) -> list[Check]:
 def _share(kind: str, name: str, setting: str, figure: Figures, limit: float, reason: str) -> Check:
     value, low, high = (number(figure.get(end)) for end in ("value", "low", "high"))
     if value is None:
-        told = f"{name} has no figure for {setting}; set it to null where the data have none"
-        return check(kind, name, False, told, setting=setting, limit=limit)
+        message = f"{name} has no figure for {setting}; set it to null where the data have none"
+        return check(kind, name, False, message, setting=setting, limit=limit)
     passed = value <= limit
-    told = f"{reason.format(f'{value:.3g}')}, {'at most' if passed else 'more than'} {limit:g}"
-    return check(kind, name, passed, told, setting=setting, value=value, limit=limit, low=low, high=high)
+    message = f"{reason.format(f'{value:.3g}')}, {'at most' if passed else 'more than'} {limit:g}"
+    return check(kind, name, passed, message, setting=setting, value=value, limit=limit, low=low, high=high)
 
 
 def _minus(value: float | None) -> float | None:

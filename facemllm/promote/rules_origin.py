@@ -81,8 +81,8 @@ def allowed_uses(settings: Settings, origin: Origin) -> list[Check]:
     found = []
     for use in asked:
         against = [key for key in origin.sources if key not in rows or not _allows(rows[key], use)]
-        told = [f"{key} ({rows[key].licence}; {rows[key].status})" if key in rows else key for key in against]
-        reason = f"the terms of {', '.join(told) or 'all sources'} {'do not ' if told else ''}allow to "
+        named = [f"{key} ({rows[key].licence}; {rows[key].status})" if key in rows else key for key in against]
+        reason = f"the terms of {', '.join(named) or 'all sources'} {'do not ' if named else ''}allow to "
         passed = not against and bool(origin.sources)
         reason = reason + ledger.MEANING[use] if origin.sources else "the model names no source, so nothing is allowed"
         value = [key for key in origin.sources if key not in against]

@@ -49,9 +49,9 @@ def collect(
         question = sheet.questions[task, item]
         for row in rows if question.options else ():
             if not same(question, mine[row], rivals[row]) and (mine[row], rivals[row]) != (None, None):
-                told = {"task": task, "item": item, "label": sheet.answers[row], "candidate": mine[row]}
-                told |= {"champion": theirs[row]} if theirs is not None else {}
-                differing.setdefault(sheet.images[sheet.faces[row]], []).append(told)
+                entry = {"task": task, "item": item, "label": sheet.answers[row], "candidate": mine[row]}
+                entry |= {"champion": theirs[row]} if theirs is not None else {}
+                differing.setdefault(sheet.images[sheet.faces[row]], []).append(entry)
     rows_of = table.iterate(["image_id", "source"], split)
     sources = {str(face["image_id"]): str(face["source"]) for face in rows_of}
     entries = ledger.entries(settings)

@@ -182,6 +182,6 @@ def _groups(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     for task, kinds in (metrics.get("fairness") or {}).items():
         for kind, entry in kinds.items():
             if gap := entry.get("largest"):
-                told = f"{task} differs by {gap['value']!r} between {gap['a']} and {gap['b']}, p {gap['p_holm']!r}"
-                found.append({"groupAtRisk": f"{kind}: {gap['a']}, {gap['b']}", "harms": told})
+                harm = f"{task} differs by {gap['value']!r} between {gap['a']} and {gap['b']}, p {gap['p_holm']!r}"
+                found.append({"groupAtRisk": f"{kind}: {gap['a']}, {gap['b']}", "harms": harm})
     return found

@@ -25,8 +25,8 @@ def _gate(c: Context) -> Outcome:
     if not decision.passed:
         registry.withdraw(c.settings, judged.origin.model, decision.reasons)
     gate = {"passed": decision.passed, "reasons": list(decision.reasons)}
-    told = {**gate, "checks": decision.checks, "loosened": decision.loosened, "evaluation": evaluation}
-    digest = write_json(c.out, "gate.json", told)
+    result = {**gate, "checks": decision.checks, "loosened": decision.loosened, "evaluation": evaluation}
+    digest = write_json(c.out, "gate.json", result)
     verdict = "passed" if decision.passed else "refused"
     figure = verdict if decision.passed else f"refused: {decision.reasons[0]}"
     return Outcome(digest, figure, output=verdict, facts={"gate": gate})

@@ -89,5 +89,5 @@ def checked_address(host: str, port: int) -> str:
 
 
 def host_of(address: str) -> str:
-    """What of an address may be told: its path can hold a secret."""
+    """What of an address may be logged: its path can hold a secret."""
     return urlsplit(address).hostname or "?"

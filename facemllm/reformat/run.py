@@ -97,7 +97,7 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
             bar.update(number)
         writer.manifest["about"]["held_out_questions"] = dict(zero)
         if plan.combinations:
-            writer.manifest["about"]["held_out_combinations"] = shown.told()
+            writer.manifest["about"]["held_out_combinations"] = shown.manifest_entries()
         if unasked.counts:
             writer.manifest["about"]["unasked"] = unasked.counts
     for note in (*unasked.notes(), *shown.notes()):
@@ -124,7 +124,7 @@ class _Shown:
         self._left += not found
         return COMBINED + ", ".join(JOINED.join(self._combinations.names[place]) for place in found) if found else None
 
-    def told(self) -> list[dict[str, Any]]:
+    def manifest_entries(self) -> list[dict[str, Any]]:
         """As the manifest has them. Raises UserError when no training face is left."""
         if self._training and not self._left:
             named = ", ".join(map(JOINED.join, self._combinations.names))

@@ -24,7 +24,7 @@ class Unasked:
 
     def __init__(self, asked: Iterable[Task], held_out: Iterable[str]) -> None:
         self._asked, self._settled = list(asked), {*held_out, "Male"}  # what Male says stands in a column of its own
-        self._seen: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._others: dict[str, set[str]] = defaultdict(set)
 
     def see(self, row: FaceRow) -> None:
@@ -35,29 +35,29 @@ class Unasked:
         for label in (*row["attributes"], *expression):
             if label in self._settled:
                 continue
-            self._seen[label] += 1
-            if self._seen[label] > _TRIED:
+            self._counts[label] += 1
+            if self._counts[label] > _TRIED:
                 continue
             without = _without(row, label)
             if any(_reads(task, row, without) for task in self._asked):
                 self._settled.add(label)
-                del self._seen[label]
+                del self._counts[label]
             else:
                 self._others[label] |= {task.name for task in _further(self._asked) if _reads(task, row, without)}
 
     @property
     def counts(self) -> dict[str, int]:
         """Faces by label that nothing is asked about."""
-        return dict(sorted(self._seen.items()))
+        return dict(sorted(self._counts.items()))
 
     def notes(self) -> Iterator[str]:
         """What to tell a user: the labels, and which tasks ask about them."""
-        left = set(self._seen)
+        left = set(self._counts)
         while left:
             offers = Counter(chain.from_iterable(self._others[label] for label in left))
             best = min(offers, key=lambda name: (-offers[name], name), default=None)
             covered = {label for label in left if best is None or best in self._others[label]}
-            named = ", ".join(f"{label} ({self._seen[label]:,} faces)" for label in sorted(covered)[:_NAMED])
+            named = ", ".join(f"{label} ({self._counts[label]:,} faces)" for label in sorted(covered)[:_NAMED])
             named += f" and {len(covered) - _NAMED} more" if len(covered) > _NAMED else ""
             if best is None:
                 yield f"no task has a question about {named}; docs/data.md, 'Your own pictures', says why that may be"

@@ -60,9 +60,9 @@ def _bundle(bundle: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> It
         yield Text("\nno version was in production when this was asked for: nothing to compare with")
     else:
         worse = champion.get("worse") or []
-        told = "worse than" if worse else "not shown to be worse than"
+        verdict = "worse than" if worse else "not shown to be worse than"
         yield Text(
-            f"\n{told} version {champion.get('version')}, in production when this was asked for",
+            f"\n{verdict} version {champion.get('version')}, in production when this was asked for",
             "bold red" if worse else "",
         )
         for one in worse:

@@ -19,7 +19,7 @@ SHOWN = 30
 """Lines of a tree before the rest is folded."""
 _NOTES = 3
 _FIRST = ("release", "rollback", "reject", "revoke", "refused", "request", "gate")
-_TOLD = ("version", "release", "rollback", "approve", "reject", "revoke", "source")
+_PROMINENT = ("version", "release", "rollback", "approve", "reject", "revoke", "source")
 _STYLES = {"version": "bold", "release": "green", "rollback": "yellow", "approve": "green", "reject": "red"}
 _STYLES |= {"revoke": "red", "refused": "red", "source": "magenta"}
 
@@ -87,7 +87,7 @@ def _spanning(graph: Mapping[str, Any], up: bool) -> Branch:
     for edge in graph["edges"]:
         here, there = edge["product"], edge["material"]
         if up and nodes[here]["kind"] in ("release", "rollback") and graph["direction"] == "up":
-            here, there = there, here  # what is asked about was released: told with what it was made from
+            here, there = there, here  # what is asked about was released: shown with what it was made from
         elif not up:
             here, there = there, here
         if nodes[there]["kind"] != "commit":
@@ -144,15 +144,15 @@ def _folded(tree: Branch, most: int | None) -> Branch:
     def weight(id: str) -> tuple[bool, bool, bool, str]:
         node = tree.nodes[id]
         facts = node["facts"]
-        told = node["kind"] in _TOLD
-        return bool(facts.get("serves")), facts.get("state") == "approved", told, _at(node)
+        prominent = node["kind"] in _PROMINENT
+        return bool(facts.get("serves")), facts.get("state") == "approved", prominent, _at(node)
 
     kept = dict.fromkeys(tree.roots)
     for id in sorted(everything, key=weight, reverse=True):
         room = most - len(kept)
         if room <= 0:
             break
-        if tree.nodes[id]["kind"] in _TOLD or not tree.children.get(id):
+        if tree.nodes[id]["kind"] in _PROMINENT or not tree.children.get(id):
             path = [id]
             while path[-1] not in kept:
                 path.append(parent[path[-1]])
@@ -172,8 +172,8 @@ def _folded(tree: Branch, most: int | None) -> Branch:
 
 def folded_words(kinds: Counter[str]) -> str:
     """What was folded, in words."""
-    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(4)) + (", …" if len(kinds) > 4 else "")
-    return f"+ {kinds.total():,} more ({told}), --all"
+    counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(4)) + (", …" if len(kinds) > 4 else "")
+    return f"+ {kinds.total():,} more ({counted}), --all"
 
 
 def _rows(tree: Branch, arrow: str) -> Iterator[tuple[str, str, str | Counter[str]]]:
@@ -200,13 +200,13 @@ def _line(node: Node, lead: str, rest: str, width: int, columns: Sequence[int]) 
     start = len(lead + kind + name + at) + 2
     beside = width - start >= 20
     indent = rest + " " * (start - len(rest)) if beside else f"{rest}    "
-    told = textwrap.wrap(node["text"], max(20, width - len(indent)), max_lines=3, placeholder=" …")
+    wrapped = textwrap.wrap(node["text"], max(20, width - len(indent)), max_lines=3, placeholder=" …")
     line = Text.assemble((lead, "dim"), (kind, _STYLES.get(node["kind"], "bold")), (name, "cyan"), (at, "dim"))
-    if told and beside:
-        line.append(f"  {told.pop(0)}")
+    if wrapped and beside:
+        line.append(f"  {wrapped.pop(0)}")
     line.rstrip()
     yield line
-    yield from (Text(indent + one) for one in told)
+    yield from (Text(indent + one) for one in wrapped)
 
 
 def _commits(

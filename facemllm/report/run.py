@@ -214,11 +214,11 @@ def _reliability(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bins_in_words(calibration: Mapping[str, Any]) -> str:
-    told = {
+    by_task = {
         task: ", ".join(f"{one['confidence']:.2f}: {one['accuracy']:.2f} of {one['n']}" for one in plots.filled(body))
         for task, body in calibration.items()
     }
-    return "share right by confidence; " + "; ".join(f"{task} {bins}" for task, bins in told.items())
+    return "share right by confidence; " + "; ".join(f"{task} {bins}" for task, bins in by_task.items())
 
 
 def _drawn(figure: Any, alt: str) -> dict[str, str]:

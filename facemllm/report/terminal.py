@@ -59,10 +59,10 @@ def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
     yield table
     yield Text("\n".join(["settings that differ:", *map("  {}".format, _settings(comparison))]))
     groups = list(by_group(comparison["groups"]))
-    told = [row for row in groups if row[3]["verdict"] != SAME]
-    if told:
+    differing = [row for row in groups if row[3]["verdict"] != SAME]
+    if differing:
         table = _table("groups of people in which a difference is shown", "", columns, verdicts=True)
-        for task, kind, name, entry in told:
+        for task, kind, name, entry in differing:
             _add_difference(table, f"{task}  {kind}: {name}", entry)
         yield table
     facts = (
@@ -71,7 +71,7 @@ def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
         "0.05. The minimum detectable difference is shown four times in five on these people."
     )
     if groups:
-        facts += f" {len(groups) - len(told)} of {len(groups)} groups show none; all are in --html and --json."
+        facts += f" {len(groups) - len(differing)} of {len(groups)} groups show none; all are in --html and --json."
     yield Text(facts, style="dim")
     if comparison["first"] != comparison["second"]:
         yield Text(ONE_RUN)
@@ -210,8 +210,8 @@ def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
     gaps = trust.get("gaps") or {}
     if gap := gaps.get("surest"):
         between = f"{gap['a']} – {gap['b']} {gap['value']:+.3f}"
-        told = escape(f"{gap['task']} by {gap['kind']}, {between} [{gap['low']:+.3f}, {gap['high']:+.3f}]")
-        yield f"gaps between groups of people: shown in {gaps['shown']} of {gaps['compared']}; the surest: {told}"
+        surest = escape(f"{gap['task']} by {gap['kind']}, {between} [{gap['low']:+.3f}, {gap['high']:+.3f}]")
+        yield f"gaps between groups of people: shown in {gaps['shown']} of {gaps['compared']}; the surest: {surest}"
     elif gaps.get("compared"):
         yield f"gaps between groups of people: none shown in {gaps['compared']} comparisons"
     if sizes := gaps.get("minimum_detectable_difference"):

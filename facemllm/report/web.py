@@ -57,10 +57,10 @@ def plain(value: object, most: int = LONGEST) -> str:
     """A text as what is read: characters that hide, reorder or cannot be written are spelt out, long ones cut."""
     text = value if isinstance(value, str) else str(value)
     cut = text[:most] + "…" if len(text) > most else text
-    return "".join(one if _seen(one) else f"\\u{{{ord(one):x}}}" for one in cut)
+    return "".join(one if _displayable(one) else f"\\u{{{ord(one):x}}}" for one in cut)
 
 
-def _seen(one: str) -> bool:
+def _displayable(one: str) -> bool:
     return one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 

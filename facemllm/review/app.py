@@ -49,7 +49,7 @@ def application(pages: Pages, sessions: Sessions, hosts: Sequence[str], cookie: 
     def html(template: str, status: int = 200, **data: Any) -> HTMLResponse:
         return HTMLResponse(render.page(template, site=site, **data), status)
 
-    def told(status: int, why: str, back: str = "") -> HTMLResponse:
+    def error_page(status: int, why: str, back: str = "") -> HTMLResponse:
         title = _TITLES.get(status, "Not possible" if status < 500 else "Failed")
         return html("said.html.jinja", status, title=title, why=plain(one_line(UserError(why))), back=back)
 
@@ -57,25 +57,25 @@ def application(pages: Pages, sessions: Sessions, hosts: Sequence[str], cookie: 
 
     @app.exception_handler(Turned)
     def _turned(_: Request, error: Turned) -> Response:
-        return told(error.status, error.why)
+        return error_page(error.status, error.why)
 
     @app.exception_handler(UserError)
     def _refused(request: Request, error: UserError) -> Response:
         missing = isinstance(error, Refused) and error.check == "missing"
         bundle = request.path_params.get("bundle", "")
         back = f"/requests/{bundle}" if request.method == "POST" and is_digest(bundle) else "/"
-        return told(404 if missing else 409 if isinstance(error, Changed | Refused) else 400, str(error), back)
+        return error_page(404 if missing else 409 if isinstance(error, Changed | Refused) else 400, str(error), back)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(HTTPException)
     def _unknown(_: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
-        return told(status, "there is no such page; the queue lists every request")
+        return error_page(status, "there is no such page; the queue lists every request")
 
     @app.exception_handler(Exception)
     def _failed(request: Request, error: Exception) -> Response:
         log.error("%s %s", request.method, request.url.path, exc_info=error)
-        return told(500, "this failed; the terminal in which `facemllm review` runs says why")
+        return error_page(500, "this failed; the terminal in which `facemllm review` runs says why")
 
     @app.get("/login")
     def login(request: Request, token: str = "") -> Response:
@@ -123,7 +123,7 @@ def application(pages: Pages, sessions: Sessions, hosts: Sequence[str], cookie: 
         return Response(data, media_type=kind)
 
     if pages.read_only:
-        return Guard(app, sessions, hosts, cookie, told)
+        return Guard(app, sessions, hosts, cookie, error_page)
 
     def confirm_page(session: Any, what: Offer, problem: str = "", status: int = 200) -> Response:
         shown = pages.request(what.bundle).facts
@@ -164,7 +164,7 @@ def application(pages: Pages, sessions: Sessions, hosts: Sequence[str], cookie: 
 
         return await run_in_threadpool(signed)
 
-    return Guard(app, sessions, hosts, cookie, told)
+    return Guard(app, sessions, hosts, cookie, error_page)
 
 
 def _known(bundle: str) -> str:

@@ -122,7 +122,7 @@ class Pages:
                 choices=CHOICES,
                 commands=_commands(facts, in_force),
                 previous=previous,
-                seen=self._seen(bundle, in_force, previous),
+                seen=self._fingerprint(bundle, in_force, previous),
                 mlflow=self._mlflow(facts),
                 warnings=tuple(warnings),
             )
@@ -255,7 +255,7 @@ class Pages:
                 found.append(OwnKey(key.id, plain(key.person), tuple(own), keys.encrypted(folder, name)))
         return tuple(found)
 
-    def _seen(self, bundle: str, in_force: Standing, previous: Sequence[str]) -> str:
+    def _fingerprint(self, bundle: str, in_force: Standing, previous: Sequence[str]) -> str:
         assert self._policy is not None
         about = [bundle, in_force.model, in_force.state, sorted(previous), self._policy[0]]
         return digests.of_json(about)

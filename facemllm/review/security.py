@@ -106,7 +106,7 @@ def same(given: str, known: str) -> bool:
 
 class Guard:
     """The first to see a request. `hosts` are the names and ports it may be asked under; what it refuses is written by
-    `told(status, why)`."""
+    `error_page(status, why)`."""
 
     def __init__(
         self,
@@ -114,9 +114,9 @@ class Guard:
         sessions: Sessions,
         hosts: Sequence[str],
         cookie: str,
-        told: Callable[[int, str], Response],
+        error_page: Callable[[int, str], Response],
     ) -> None:
-        self.app, self.sessions, self.cookie, self.told = app, sessions, cookie, told
+        self.app, self.sessions, self.cookie, self.error_page = app, sessions, cookie, error_page
         self.hosts = frozenset(name.lower() for name in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,7 +136,7 @@ class Guard:
         try:
             self._admit(scope)
         except Turned as refused:
-            await self.told(refused.status, refused.why)(scope, receive, headed)
+            await self.error_page(refused.status, refused.why)(scope, receive, headed)
             return
         await self.app(scope, receive, headed)
 

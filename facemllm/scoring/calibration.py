@@ -170,8 +170,8 @@ def _labels(sheet: Sheet, answers: Parsed, names: Sequence[str]) -> Labels:
     labels_FA = np.full((len(sheet.images), len(names)), UNKNOWN, np.int8)
     outright = [(how, rows) for how, rows in sheet.outright.items() if how.item != "caption"]
     for faces, affirmed, denied in assertions(sheet, answers, outright):
-        for value, told in ((0, denied), (1, affirmed)):
-            at = np.ix_(faces, np.array([places[name] for name in told if name in places], dtype=np.intp))
+        for value, stated in ((0, denied), (1, affirmed)):
+            at = np.ix_(faces, np.array([places[name] for name in stated if name in places], dtype=np.intp))
             labels_FA[at] = np.maximum(labels_FA[at], value)
     return labels_FA
 

@@ -44,17 +44,17 @@ def _measured(
     settings: Settings, sheet: Sheet, parsed: Parsed, rivals: Mapping[str, Parsed], names: Sequence[str]
 ) -> dict[str, Any]:
     found = [_asked(sheet, name) for name in names]
-    told = [pair for pair in found if pair is not None]
-    asked = len(told) == len(names)
-    true_F = [_answers(sheet, key, value, sheet.answers) for key, value in told]
-    known = [_known(sheet, key) for key, _ in told]
+    pairs = [pair for pair in found if pair is not None]
+    asked = len(pairs) == len(names)
+    true_F = [_answers(sheet, key, value, sheet.answers) for key, value in pairs]
+    known = [_known(sheet, key) for key, _ in pairs]
     everywhere = np.logical_and.reduce(known) if asked else np.zeros(len(sheet.images), dtype=bool)
     together = np.logical_and.reduce([everywhere, *true_F])
     apart = [
         np.logical_and.reduce([everywhere, own, *(~other for j, other in enumerate(true_F) if j != i)])
         for i, own in enumerate(true_F)
     ]
-    right = [_answers(sheet, key, value, parsed) for key, value in told]
+    right = [_answers(sheet, key, value, parsed) for key, value in pairs]
     all_right = np.logical_and.reduce([together, *right])
     sums: dict[Any, stats.Sums] = {"all": _sums(sheet, all_right, together)}
     for name, own, alone in zip(names, right, apart, strict=False):
@@ -62,7 +62,7 @@ def _measured(
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = stats.replicate(sums, settings.evaluate.bootstrap, settings.seed)
     people, alone = _people(sheet, together), [_people(sheet, mask) for mask in apart]
-    rest = {name: [_answers(sheet, key, value, said) for key, value in told] for name, said in rivals.items()}
+    rest = {name: [_answers(sheet, key, value, said) for key, value in pairs] for name, said in rivals.items()}
     every = _spread(drawn["all"], people)
     by_name: dict[str, Any] = {}
     for place, name in enumerate(names if asked else ()):

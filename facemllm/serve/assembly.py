@@ -15,7 +15,7 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.model.inference import Predictor
 from facemllm.model.reader import Reader
-from facemllm.serve import seen
+from facemllm.serve import observability
 from facemllm.serve.asked import quality
 from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.policy import Policy
@@ -69,7 +69,7 @@ class Loaded:
         def admit(request: Request, key: str) -> str:
             return keys.client(f"Bearer {key}") if keys else CALLER.get().client
 
-        shown = seen.routers(self.service, self.limits, info, self.settings, refuses, admit, keys is not None)
+        shown = observability.routers(self.service, self.limits, info, self.settings, refuses, admit, keys is not None)
         return [*shown, openai.router(self.chat), task_door.router(self.service, self.limits), own]
 
 

@@ -63,19 +63,19 @@ class Judgement:
 
 def judge(stable: Side, canary: Side, parity: Parity, limits: Limits) -> Judgement:
     """Judge a new model against the one that serves. Both need `min_requests` before it is promoted."""
-    told: dict[str, Any] = {"requests": [stable.requests, canary.requests], "errors": [stable.errors, canary.errors]}
+    figures: dict[str, Any] = {"requests": [stable.requests, canary.requests], "errors": [stable.errors, canary.errors]}
     sure: list[str] = []
     doubtful: list[str] = []
     likely: list[str] = []  # of the doubtful ones: not to be put down to chance after all
 
     differing = parity.asked - parity.agreed
-    told |= {"asked": parity.asked, "agreed": parity.agreed}
+    figures |= {"asked": parity.asked, "agreed": parity.agreed}
     if parity.of and (parity.of - differing) / parity.of < limits.min_agreement:
         sure.append(f"{differing} of {parity.of} answers differ from evaluation's")
 
     increase = _rate(canary) - _rate(stable)
     p_value = error_p_value(stable, canary)
-    told |= {"error_rate_increase": round(increase, 4), "error_p_value": float(f"{p_value:.3g}")}
+    figures |= {"error_rate_increase": round(increase, 4), "error_p_value": float(f"{p_value:.3g}")}
     if increase > limits.max_error_rate_increase:
         counts = f"{canary.errors} of {canary.requests} requests failed, of the other model's {stable.errors} of"
         said = f"{counts} {stable.requests} (p = {p_value:.2g})"
@@ -84,7 +84,7 @@ def judge(stable: Side, canary: Side, parity: Parity, limits: Limits) -> Judgeme
 
     ratio, at_least = p95_ratio(stable.latency, canary.latency)
     if ratio is not None:
-        told |= {"p95_ratio": round(ratio, 3), "p95_ratio_at_least": at_least and round(at_least, 3)}
+        figures |= {"p95_ratio": round(ratio, 3), "p95_ratio_at_least": at_least and round(at_least, 3)}
         said = f"the 95th percentile of its answer times is {ratio:.2f} times the other model's"
         if at_least is not None and at_least > limits.max_p95_ratio:
             sure.append(f"{said}, at least {at_least:.2f} times")
@@ -93,17 +93,17 @@ def judge(stable: Side, canary: Side, parity: Parity, limits: Limits) -> Judgeme
             likely.append(said)
 
     if sure:
-        return Judgement("roll back", "; ".join(sure), told)
+        return Judgement("roll back", "; ".join(sure), figures)
     fewest = min(stable.requests, canary.requests)
     if fewest < limits.min_requests:
-        return Judgement("wait", f"{fewest} of {limits.min_requests} requests so far", told)
+        return Judgement("wait", f"{fewest} of {limits.min_requests} requests so far", figures)
     if not doubtful:
-        return Judgement("promote", "it is no worse than the limits allow", told)
+        return Judgement("promote", "it is no worse than the limits allow", figures)
     if fewest < PATIENCE * limits.min_requests:
-        return Judgement("wait", f"not yet certain: {'; '.join(doubtful)}", told)
+        return Judgement("wait", f"not yet certain: {'; '.join(doubtful)}", figures)
     if not likely:
-        return Judgement("promote", f"after {fewest} requests chance explains it: {'; '.join(doubtful)}", told)
-    return Judgement("roll back", f"after {fewest} requests still: {'; '.join(likely)}", told)
+        return Judgement("promote", f"after {fewest} requests chance explains it: {'; '.join(doubtful)}", figures)
+    return Judgement("roll back", f"after {fewest} requests still: {'; '.join(likely)}", figures)
 
 
 def error_p_value(stable: Side, canary: Side) -> float:
@@ -141,9 +141,9 @@ def _rate(side: Side) -> float:
 
 def _nth(latency: Mapping[float, int], n: int) -> float:
     """The n-th smallest value, counted from 1."""
-    seen = 0
+    total = 0
     for value in sorted(latency):
-        seen += latency[value]
-        if seen >= n:
+        total += latency[value]
+        if total >= n:
             return value
     return max(latency)

@@ -1,4 +1,4 @@
-"""What happens in the server, told by plain calls of doors and service to an `Observer`.
+"""What happens in the server, reported by plain calls of doors and service to an `Observer`.
 
 It passes on to metrics, traces and the log, as far as there are any. `Watch` and `grpc_interceptor` tell it of every
 request at the door it came through.
@@ -48,7 +48,7 @@ def door_of(path: str) -> str:
 
 
 @dataclass
-class Seen:
+class ObservedRequest:
     """A request under way; whoever answers it sets `status`, an HTTP status or the name of a gRPC one."""
 
     status: str = ""
@@ -64,22 +64,22 @@ class Observer:
         self.metrics, self.traces, self.records = metrics, traces, records
 
     @contextmanager
-    def request(self, door: str, headers: Mapping[str, str] | None = None) -> Iterator[Seen]:
+    def request(self, door: str, headers: Mapping[str, str] | None = None) -> Iterator[ObservedRequest]:
         """Around one request: counted with the status that is set on what is given, timed, a span where traces are
         kept. `headers` may name the caller's span (`traceparent`)."""
-        seen, started = Seen(), time.perf_counter()
+        observed, started = ObservedRequest(), time.perf_counter()
         with self.traces.request(door, headers) if self.traces else _nothing() as span:
             try:
-                yield seen
+                yield observed
             except Exception:
-                seen.status = seen.status or "500"
+                observed.status = observed.status or "500"
                 raise
             finally:
-                seen.status = seen.status or CLOSED
+                observed.status = observed.status or CLOSED
                 if self.traces:
-                    self.traces.ended(span, seen.status)
+                    self.traces.ended(span, observed.status)
                 if self.metrics:
-                    self.metrics.requests.labels(door, seen.status).inc()
+                    self.metrics.requests.labels(door, observed.status).inc()
                     self.metrics.seconds.labels(door).observe(time.perf_counter() - started)
 
     def answered(self, asks: Sequence[Ask], answers: Sequence[Answers], seconds: float) -> None:
@@ -130,11 +130,11 @@ class Watch:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
-        with self.observer.request(door_of(scope["path"]), {"traceparent": parent} if parent else None) as seen:
+        with self.observer.request(door_of(scope["path"]), {"traceparent": parent} if parent else None) as observed:
 
             async def noted(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    seen.status = str(message["status"])
+                    observed.status = str(message["status"])
                 await send(message)
 
             return await self.app(scope, receive, noted)
@@ -150,14 +150,16 @@ def grpc_interceptor(observer: Observer) -> Any:
     class Observed(AsyncServerInterceptor):
         async def intercept(self, method: Any, request_or_iterator: Any, context: Any, method_name: str) -> Any:
             metadata = {name: value for name, value in context.invocation_metadata() or () if name == "traceparent"}
-            with observer.request("grpc" if method_name.endswith("/ModelInfer") else "about", metadata or None) as seen:
+            with observer.request(
+                "grpc" if method_name.endswith("/ModelInfer") else "about", metadata or None
+            ) as observed:
                 try:
                     response = await method(request_or_iterator, context)
                 except Exception:
-                    seen.status = "UNKNOWN"
+                    observed.status = "UNKNOWN"
                     raise
                 code = context.code()
-                seen.status = "OK" if not code else getattr(code, "name", None) or names.get(code, "UNKNOWN")
+                observed.status = "OK" if not code else getattr(code, "name", None) or names.get(code, "UNKNOWN")
                 return response
 
     return Observed()

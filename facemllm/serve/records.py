@@ -40,10 +40,10 @@ class Records:
         """Note one request. A disk that is full or gone is said in the log and fails no request."""
         kinds = Counter(answer.kind for found in answers for answer in found.answers)
         rules = sorted({answer.rule for found in answers for answer in found.answers if answer.rule})
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        summary = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         images = " ".join(sorted({ask.image.digest[:12] for ask in asks}))
         by = f" ({' '.join(rules)})" if rules else ""
-        log.info("answered %d questions about %s in %.0f ms: %s%s", kinds.total(), images, 1000 * seconds, told, by)
+        log.info("answered %d questions about %s in %.0f ms: %s%s", kinds.total(), images, 1000 * seconds, summary, by)
         if self._folder is not None:
             try:
                 self._keep(self._folder, asks, answers)

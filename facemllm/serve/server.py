@@ -173,7 +173,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     with without():
         from facemllm.model.inference import Predictor
         from facemllm.model.reader import Reader
-        from facemllm.serve import seen
+        from facemllm.serve import observability
         from facemllm.serve.assembly import loaded, service_of
         from facemllm.serve.evaluated import Evaluated
         from facemllm.serve.predictor import known_tasks, taught_tasks
@@ -184,7 +184,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
     names = options.tasks or taught_tasks(folder)
-    observer = seen.observer(served, known_tasks(names), chosen, options.answers)
+    observer = observability.observer(served, known_tasks(names), chosen, options.answers)
     service = service_of(served, predictor, chosen, names, evaluated, options.max_new_tokens, observer)
     dtype: str = chosen.engine.vllm_dtype
     if isinstance(predictor, Predictor):

@@ -223,13 +223,13 @@ class _Unique(yaml.SafeLoader):
     """YAML as PyYAML reads it safely, but a mapping that says the same key twice is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"'{key.value}' stands there twice, first in line {seen[key.value]}"
+            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"'{key.value}' stands there twice, first in line {lines[key.value]}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen[str(key.value)] = line
+            lines[str(key.value)] = line
         return super().construct_mapping(node, deep)
 
 

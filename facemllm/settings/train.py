@@ -187,7 +187,7 @@ class Train(Section):
 
     `storage` is where checkpoints are kept, a folder or s3://bucket/prefix; null is the step's own folder. With
     `min_workers`, a run that loses machines goes on with as many workers as are left, and grows again. `sharding`:
-    `replicate` has the whole model on every worker, `full` deals parameters, gradients and moments out among them.
+    `replicate` has the whole model on every worker, `full` shards parameters, gradients and moments over them.
 
     None of the following changes what is learnt, up to floating point. Faces share a row of the language model up to
     `row_tokens`; a worker's faces go through it `micro_images` at a time (batch normalisation sees as many); a frozen

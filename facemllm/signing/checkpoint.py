@@ -32,9 +32,9 @@ class Checkpoint:
                 f"{place} lacks commit {head}, seen here before: decisions were removed or rewritten; bring it back "
                 f"(or remove {self.path} if this is another repository by intention)",
             )
-        for seen, what in ((time, f"the time last seen ({self.path})"), (newest, "the newest decision")):
-            if seen is not None and seen > now + SKEW:
-                here = f"it is {time_text(now)} here, before {what}, {time_text(seen)}"
+        for known, what in ((time, f"the time last seen ({self.path})"), (newest, "the newest decision")):
+            if known is not None and known > now + SKEW:
+                here = f"it is {time_text(now)} here, before {what}, {time_text(known)}"
                 raise Refused("clock", f"{here}; set the clock of this machine")
 
     def write(self, head: str | None, commits: Collection[str], now: datetime) -> None:
@@ -42,11 +42,11 @@ class Checkpoint:
         if self.path is None:
             return
         with locked(self.path.with_name(f".{self.path.name}.lock")):
-            seen, time = self._read()
-            if seen is not None and seen not in commits:  # another process has read further
-                head = seen
+            stored, time = self._read()
+            if stored is not None and stored not in commits:  # another process has read further
+                head = stored
             newest = now if time is None else max(now, time)
-            if (head, newest) != (seen, time):
+            if (head, newest) != (stored, time):
                 atomic_write(self.path, canonical({"head": head, "time": time_text(newest)}))
 
     def _read(self) -> tuple[str | None, datetime | None]:

@@ -122,9 +122,9 @@ class Git:
         done = git.run(self._command(*arguments), self._environment(users), why, data or b"", _WAIT_S, place)
         if done.returncode not in allowed:
             lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-            told = [line for line in lines if "rejected]" in line or line.startswith(("fatal:", "error:", "remote:"))]
+            errors = [line for line in lines if "rejected]" in line or line.startswith(("fatal:", "error:", "remote:"))]
             raise UserError(
-                f"git {arguments[0]} failed in {self.folder}: {' '.join(' '.join(told or lines)[:500].split())}"
+                f"git {arguments[0]} failed in {self.folder}: {' '.join(' '.join(errors or lines)[:500].split())}"
             )
         return done.stdout
 

@@ -1,7 +1,7 @@
 """A caption, judged by its facts: which of the other tasks' answers it states, as `age=35;gender=female`.
 
 Things that are absent are no facts here: a caption that is silent about a hat says the same as one that denies it.
-Where captions, or an annotator's labels, contradict the labels of a face is told here, too. Strict in both directions:
+Where captions, or an annotator's labels, contradict the labels of a face is found here, too. Strict in both directions:
 silence, hedging and unknown labels contradict nothing, and a number only when it is off by more than `TOLERANCE`.
 """
 

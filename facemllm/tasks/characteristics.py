@@ -122,8 +122,8 @@ def _labels(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> NDArra
         block = slice(first, first + _ROWS)
         asked = turns.count[block] > 0
         if asked.any():
-            told = table_TN[kinds[starts[first] : ends[block][-1]]]
-            labels_RN[block][asked] = np.maximum.reduceat(told, (starts[block] - starts[first])[asked], axis=0)
+            labels_TN = table_TN[kinds[starts[first] : ends[block][-1]]]
+            labels_RN[block][asked] = np.maximum.reduceat(labels_TN, (starts[block] - starts[first])[asked], axis=0)
     return labels_RN
 
 
@@ -141,8 +141,8 @@ def _said(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> tuple[ND
     places = {node.name: place for place, node in enumerate(nodes)}
     table_TN = np.full((len(distinct) + 1, len(nodes)), UNKNOWN, dtype=np.int8)
     for row, code in enumerate(distinct):
-        told = (words[index] for words, index in zip(texts, np.unravel_index(code, sizes), strict=True))
-        affirmed, denied = _of_answer(*told)
+        turn = (words[index] for words, index in zip(texts, np.unravel_index(code, sizes), strict=True))
+        affirmed, denied = _of_answer(*turn)
         table_TN[row, [places[name] for name in denied if name in places]] = 0
         table_TN[row, [places[name] for name in affirmed if name in places]] = 1
     kinds = np.full(len(chosen), len(distinct), dtype=np.intp)
@@ -218,9 +218,9 @@ def correlation_matrix(m_NN: NDArray[Any], n_NN: NDArray[Any], tau: float, omega
     and 1 - omega on it. A node without neighbours keeps 1 there: every row sums to 1, and no node shrinks from layer
     to layer for standing alone. Pairs never seen together with both known (n_ij = 0) are no neighbours.
     """
-    seen_NN = n_NN > 0
-    p_NN = np.divide(m_NN, n_NN, out=np.zeros(m_NN.shape), where=seen_NN)
-    edges_NN = (p_NN >= tau) & seen_NN
+    observed_NN = n_NN > 0
+    p_NN = np.divide(m_NN, n_NN, out=np.zeros(m_NN.shape), where=observed_NN)
+    edges_NN = (p_NN >= tau) & observed_NN
     np.fill_diagonal(edges_NN, False)
     degree_N = edges_NN.sum(1)
     c_NN = omega * edges_NN / np.maximum(degree_N, 1)[:, None]

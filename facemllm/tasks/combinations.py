@@ -19,7 +19,7 @@ from facemllm.tasks.characteristics import characteristic, members
 KEY = "reformat.held_out_combinations"
 JOINED = " with "
 
-Told = tuple[Item, str]
+ItemValue = tuple[Item, str]
 """An item, and the value of it that a characteristic is."""
 
 
@@ -33,19 +33,19 @@ class Combinations:
         self.names = tuple(map(tuple, names))
         if not self.names:
             return
-        told = _told(asked)
+        known = _item_values(asked)
         for name in dict.fromkeys(name for own in self.names for name in own):
             if name in held_out:
                 raise UserError(
                     f"{KEY}: {name} is held out of training by itself (reformat.held_out), so no combination with it "
                     "can be trained on; name another characteristic in one of the two"
                 )
-            if name not in told:
-                close = difflib.get_close_matches(name, told, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(told))}"
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
                 raise UserError(f"{KEY}: no characteristic '{name}'; {hint}")
-        self._told = [[told[name] for name in own] for own in self.names]
-        for own, found in zip(self.names, self._told, strict=True):
+        self._values = [[known[name] for name in own] for own in self.names]
+        for own, found in zip(self.names, self._values, strict=True):
             _refuse_rivals(own, found)
 
     def __bool__(self) -> bool:
@@ -57,16 +57,16 @@ class Combinations:
             return []
         return [
             place
-            for place, own in enumerate(self._told)
+            for place, own in enumerate(self._values)
             if all(any(_says(item, value, row) for item, value in found) for found in own)
         ]
 
 
-def _told(asked: Collection[Task]) -> dict[str, list[Told]]:
+def _item_values(asked: Collection[Task]) -> dict[str, list[ItemValue]]:
     """By characteristic, what tells it."""
     names = [task.name for task in asked]
     names += [name for name in tasks.all_names() if name != ZERO_SHOT and not tasks.get(name).sensitive]
-    found: dict[str, list[Told]] = {}
+    found: dict[str, list[ItemValue]] = {}
     for task in dict.fromkeys(names):
         for item in members(task):
             for value in ("yes",) if item.form == "boolean" else [option.value for option in item.options]:
@@ -74,16 +74,16 @@ def _told(asked: Collection[Task]) -> dict[str, list[Told]]:
     return found
 
 
-def _refuse_rivals(names: Sequence[str], found: Sequence[Sequence[Told]]) -> None:
-    seen: dict[str, str] = {}
+def _refuse_rivals(names: Sequence[str], found: Sequence[Sequence[ItemValue]]) -> None:
+    taken: dict[str, str] = {}
     for name, own in zip(names, found, strict=True):
         for item in (item for item, _ in own if item.form == "choice"):
-            if item.name in seen:
+            if item.name in taken:
                 raise UserError(
-                    f"{KEY}: {seen[item.name]} and {name} are two answers to '{item.name}', so no face shows both; "
+                    f"{KEY}: {taken[item.name]} and {name} are two answers to '{item.name}', so no face shows both; "
                     "name characteristics that can be seen together"
                 )
-            seen[item.name] = name
+            taken[item.name] = name
 
 
 def _says(item: Item, value: str, row: Row) -> bool:

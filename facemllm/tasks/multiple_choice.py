@@ -167,9 +167,9 @@ def _named(said: str, options: Sequence[str]) -> set[int] | None:
 
 
 def _facexbench_prompt(text: str, options: Sequence[str]) -> str:
-    told = "Please answer the question and provide only the correct option letter, e.g., A, B, C, D."
+    instruction = "Please answer the question and provide only the correct option letter, e.g., A, B, C, D."
     shown = (f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
-    return "\n".join((text, told, *shown))
+    return "\n".join((text, instruction, *shown))
 
 
 def _facexbench_mark(text: str, options: Sequence[str]) -> int | None:

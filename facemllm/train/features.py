@@ -52,9 +52,9 @@ class Features:
 def with_features(run: StageRun, model: Any, family: Family, dataset: FaceDataset) -> FaceDataset:
     """The dataset with the features of a frozen tower (and of what else `Family.feature_parts` names), where the stage
     shows each face at least once, as it is. Raises UserError when the disk is full."""
-    stage, seen = run.stage, run.stage.steps * run.stage.batch_images
+    stage, images = run.stage, run.stage.steps * run.stage.batch_images
     frozen = all(getattr(stage.trains, part) == "frozen" for part in family.feature_parts)
-    as_it_is = frozen and not stage.augment and seen >= len(dataset.corpus)
+    as_it_is = frozen and not stage.augment and images >= len(dataset.corpus)
     if not run.settings.train.feature_cache or run.cache is None or not as_it_is:
         return dataset
     folder = run.cache / name_of(run, model, family, dataset.corpus.pixel_row)

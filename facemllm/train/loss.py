@@ -75,19 +75,19 @@ class StepLoss:
         tokens, cells = batch.tokens, batch.cells
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             maps_BSS = self._maps(batch)
-            seen = self.family.visual(self.model, self._features(batch), maps_BSS)
+            visual = self.family.visual(self.model, self._features(batch), maps_BSS)
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
-                objective = self._caption_words(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
-                tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
+                objective = self._caption_words(self.words, visual.views, maps_BSS, batch.words_BV) / batch.images
+                tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in visual.views)
             else:
                 packed = batch.packed or {}
-                states = self._states(seen, packed)[packed["at"]]
+                states = self._states(visual, packed)[packed["at"]]
                 losses_K = token_losses(self.family, self.model, states, packed["target"], self.smoothing)
                 objective = losses_K.sum() / max(batch.answer_tokens, 1)
                 tasks[0].index_add_(0, packed["task"], losses_K.detach())
                 tasks[1].index_add_(0, packed["task"], torch.ones_like(losses_K))
-            terms = [objective, *self._knowledge(seen.scores_BA, batch)]
+            terms = [objective, *self._knowledge(visual.scores_BA, batch)]
         loss = terms[0]
         for term in terms[1:]:
             loss = loss + term
@@ -122,14 +122,14 @@ class StepLoss:
             inputs = {"pixel_values": smaller_BCSS}
         return self.family.features(self.model, inputs)
 
-    def _states(self, seen: VisualTokens, packed: dict[str, Tensor]) -> Tensor:
+    def _states(self, visual: VisualTokens, packed: dict[str, Tensor]) -> Tensor:
         """Last hidden states of all rows, flattened."""
         if self.family.packs:
             rows = [packed[name] for name in ("ids", "face", "block", "position", "image")]
-            return self.family.packed(self.model, seen, *rows)
+            return self.family.packed(self.model, visual, *rows)
         face_RL, at = packed["face"], packed["at"]
         own_R, length = face_RL[:, 0], face_RL.shape[1]
-        shown = seen.rows(own_R)
+        shown = visual.rows(own_R)
         start_R = torch.full_like(own_R, length).scatter_reduce(0, at // length, at % length + 1, "amin")
         mask_RL = (face_RL != PADDING).long()
         return self.family.plain(self.model, shown, packed["ids"], mask_RL, start_R).flatten(0, 1)

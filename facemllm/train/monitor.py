@@ -205,15 +205,15 @@ def shortfalls(name: str, stage: Stage, dataset: FaceDataset) -> dict[str, float
         if share < FEW:
             found["faces_with_map"] = share
     if dataset.labels is not None:
-        untold = int((dataset.labels == UNKNOWN).all(0).sum())
-        if untold == dataset.labels.shape[1] and stage.trains.knowledge == "full":
+        unlabelled = int((dataset.labels == UNKNOWN).all(0).sum())
+        if unlabelled == dataset.labels.shape[1] and stage.trains.knowledge == "full":
             raise UserError(
                 f"model.knowledge would learn nothing in stage {name}: the training split tells none of the model's "
-                f"{untold} characteristics; name the tasks it was first trained with in model.knowledge.tasks and "
+                f"{unlabelled} characteristics; name the tasks it was first trained with in model.knowledge.tasks and "
                 f"reformat.tasks, or set train.stages.{name}.trains.knowledge: frozen"
             )
-        if untold:
-            found["characteristics_untold"] = float(untold)
+        if unlabelled:
+            found["characteristics_untold"] = float(unlabelled)
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from facemllm.core.files import locked, publish, remove_unfinished
 from facemllm.core.processes import die_with_parent
-from facemllm.errors import TOLD, UserError, told
+from facemllm.errors import EXPECTED, UserError, message_of
 from facemllm.settings import Settings, load
 from facemllm.tables import open_table
 from facemllm.train.stage import StageRun, TrainResult, clean_up, prepare_run, write_lineage
@@ -123,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(given.profile, given.overrides)
         result = train(given.stage, settings, given.conversations, given.base, given.out, work)
-    except (*TOLD, FloatingPointError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+    except (*EXPECTED, FloatingPointError) as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 1
     if result is not None:
         print(json.dumps(asdict(result)))

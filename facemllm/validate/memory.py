@@ -81,7 +81,7 @@ class Memory:
     _marks: bytearray = field(default_factory=bytearray)
     _groups: array[int] = field(default_factory=lambda: array("I"))
     _kinds: dict[Groups, int] = field(default_factory=dict)
-    _seen: bytearray = field(default_factory=bytearray)
+    _recalled: bytearray = field(default_factory=bytearray)
 
     def add(self, image_id: str | None, marks: Sequence[bytes], groups: Groups) -> None:
         """Remember a row; all rows have equally many marks."""
@@ -90,14 +90,14 @@ class Memory:
         self._rows[image_id] = len(self._rows)
         self._marks += b"".join(marks)
         self._groups.append(self._kinds.setdefault(groups, len(self._kinds)))
-        self._seen.append(False)
+        self._recalled.append(False)
 
     def recall(self, image_id: str | None) -> list[bytes] | None:
         """The marks of a picture, None if it was not there. It counts as having come through the next filter."""
         row = None if image_id is None else self._rows.get(image_id)
         if row is None:
             return None
-        self._seen[row] = True
+        self._recalled[row] = True
         width = len(self._marks) // len(self._rows)
         marks = self._marks[row * width : (row + 1) * width]
         return [bytes(marks[start : start + MARK]) for start in range(0, width, MARK)]
@@ -105,13 +105,13 @@ class Memory:
     def count(self) -> Count:
         """How many rows of every group there were, and how many of them were recalled."""
         before = Counter(self._groups)
-        after = Counter(kind for kind, seen in zip(self._groups, self._seen, strict=True) if seen)
+        after = Counter(kind for kind, recalled in zip(self._groups, self._recalled, strict=True) if recalled)
         totals: tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]] = (Counter(), Counter())
         for groups, kind in self._kinds.items():
             for group in groups:
                 totals[0][group] += before[kind]
                 totals[1][group] += after[kind]
-        return Count(*totals, rows_before=len(self._rows), rows_after=sum(self._seen))
+        return Count(*totals, rows_before=len(self._rows), rows_after=sum(self._recalled))
 
 
 class Originals:
@@ -173,8 +173,8 @@ class Labels:
         """Remember an annotated row, its segmentation, and the answer to everything that is asked about it."""
         stored = None if mask is None else {"bytes": mask, "path": None}
         whole = {**row, "attributes": mapping(row["attributes"]), "segmentation": stored}
-        seen = {**whole, **self._held_out.changes(whole)} if self._held_out else whole
-        answers = [mark(_answer(item, whole if task.name == ZERO_SHOT else seen)) for task, item in self._items]
+        reduced = {**whole, **self._held_out.changes(whole)} if self._held_out else whole
+        answers = [mark(_answer(item, whole if task.name == ZERO_SHOT else reduced)) for task, item in self._items]
         head = [mark(row[name]) for name in ("source", "split", "subject_id", "caption")]
         fairness = mark(sorted(fairness_groups(row).items()))
         self.memory.add(row["image_id"], [*head, mark(mask), fairness, *answers], groups_of(row))

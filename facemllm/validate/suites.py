@@ -244,7 +244,7 @@ class Outcome:
 
 def run_suite(table: str, checks: Sequence[Check], frame: pd.DataFrame, examples: int = EXAMPLES) -> list[Outcome]:
     """Run every check over the frame; outcomes come in the order of the checks, with up to `examples` failing rows. Of
-    a frame without rows only their number is checked: there is nothing else to say about it. A failing row is told by
+    a frame without rows only their number is checked: there is nothing else to say about it. A failing row is named by
     its number and `image_id`."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     warnings.filterwarnings("ignore", module="great_expectations")

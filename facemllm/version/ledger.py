@@ -88,15 +88,15 @@ def allowed(settings: Settings, sources: Iterable[str]) -> list[Use]:
 
 def as_text(rows: Iterable[Entry]) -> str:
     """Rows for reading, one paragraph a source."""
-    told = []
+    blocks = []
     for row in rows:
         uses = ", ".join(row.uses) or "nothing"
         lines = [f"{row.key}: {row.name} ({row.status}; allowed: {uses})"]
         lines += [
             f"    {name:<9}{getattr(row, name)}" for name in ("licence", "terms", "consent", "homepage", "citation")
         ]
-        told.append("\n".join(lines))
-    return "\n".join(told)
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)
 
 
 def sources_of_model(folder: Path) -> list[str]:

@@ -49,14 +49,14 @@ class Search:
 
     objects: Archive
     marks: Mask
-    _seen: dict[str, Rows] = field(default_factory=dict)
+    _cache: dict[str, Rows] = field(default_factory=dict)
 
     def rows(self, oid: str) -> Rows:
         """The rows of one object; none if it is no Parquet file."""
-        if oid not in self._seen:
+        if oid not in self._cache:
             with self.objects.parquet(oid) as file:
-                self._seen[oid] = list(covered_rows(file, self.marks)) if file is not None else []
-        return self._seen[oid]
+                self._cache[oid] = list(covered_rows(file, self.marks)) if file is not None else []
+        return self._cache[oid]
 
     def revision(self, sha: str) -> Held:
         """What a revision holds. Objects that are nowhere are named in `missing`."""
@@ -95,7 +95,7 @@ def held(settings: Settings, marks: Mask) -> list[Held]:
 def rewrite(settings: Settings) -> Iterator[dict[str, Any]]:
     """Give every revision with forgotten rows a successor without them; what is done, a dictionary a revision.
 
-    It is told before it is noted as done, so that one who keeps the tale misses nothing. Keys: `revision`, `successor`
+    It is yielded before it is noted as done, so that a caller's record misses nothing. Keys: `revision`, `successor`
     ("" when bytes were missing, so that none could be made), `digests` of its tables, `rows` removed and `shards`
     rewritten, by table. Raises UserError when the repository is in use, or bytes are damaged.
     """
@@ -208,8 +208,8 @@ def without(table: Table, out: Path, marks: Marks, renamed: Mapping[str, str]) -
         notes = _copy_notes(table, partial, gone) if "quarantine_sha256" in manifest else {}
         if gone or notes or parents != manifest["parents"]:
             manifest |= {"shards": shards, "rows": sum(shard["rows"] for shard in shards), "parents": parents, **notes}
-            told = {name: value for name, value in manifest["about"].items() if name != "groups"}  # no longer true
-            manifest["about"] = {**told, "rewritten_from": table.digest}
+            kept = {name: value for name, value in manifest["about"].items() if name != "groups"}  # no longer true
+            manifest["about"] = {**kept, "rewritten_from": table.digest}
         manifest["digest"] = digests.of_json(manifest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", "utf-8")
     return rewritten

@@ -59,7 +59,7 @@ class Mask(Protocol):
 
 @dataclass(frozen=True)
 class Marks:
-    """What rows are told by: `image` and `original` are SHA-256, `name` is a `name_id`, `subject` a `subject_id`.
+    """What rows are matched by: `image` and `original` are SHA-256, `name` is a `name_id`, `subject` a `subject_id`.
 
     `look` holds perceptual hashes (hex): an import drops what looks like them; it tells no row of a table.
     """

@@ -72,8 +72,8 @@ def finish_run(profile: str, overrides: Sequence[str], state: str, report: Any) 
     settings, run = load(profile, list(overrides)), os.environ[CLUSTER_RUN]
     view, began = RunView.of(settings, Path(os.devnull)), time.time()
     for file in sorted(_events(settings, run).glob("*.jsonl")):
-        told = RunView(file, view.steps)
-        told.refresh()
+        events = RunView(file, view.steps)
+        events.refresh()
         began = min([began, *(step.began for step in view.steps.values() if step.began)])
     summary = runs.summarise(settings, run, view, time.time() - began, list(overrides)) | {"state": state}
     folder = settings.runs / run

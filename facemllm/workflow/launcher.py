@@ -75,9 +75,9 @@ def _begin(api: Api, job: Job, body: Object, made: Callable[[], bool]) -> None:
             delete = shlex.join(["kubectl", "-n", api.namespace, "delete", "rayjob", job.name])
             raise UserError(f"RayJob {job.name} does other work than this; once it may go: {delete}")
         if not _ended(found) or made():
-            progress.event(note=f"RayJob {job.name} is there already, and is followed: {_told(found)}")
+            progress.event(note=f"RayJob {job.name} is there already, and is followed: {_state(found)}")
             return
-        progress.event(note=f"RayJob {job.name} has ended ({_told(found)}) without a result, and is made anew")
+        progress.event(note=f"RayJob {job.name} has ended ({_state(found)}) without a result, and is made anew")
         api.delete(RAY_JOB, job.name)
         _until_gone(api, job.name)
 
@@ -94,7 +94,7 @@ def _until_gone(api: Api, name: str) -> None:
 def _follow(api: Api, job: Job, start_within: float, made: Callable[[], bool]) -> None:
     """Tell each change until the job has ended. Raises UserError for any end but a good one, unless there is a result:
     a job also counts as failed, or is gone, when that happens to its submitter or its object after the work."""
-    told = ""
+    last = ""
     pending = stuck = api.clock()  # the last time that no pod was waited for, or that none was beyond hope
     for found in api.watch(RAY_JOB, job.name):
         now = api.clock()
@@ -108,10 +108,10 @@ def _follow(api: Api, job: Job, start_within: float, made: Callable[[], bool]) -
         else:
             pending = now
         stuck = stuck if hopeless else now
-        said = _told(found) + (f"; {trouble}" if trouble else "")
-        if said != told:
+        said = _state(found) + (f"; {trouble}" if trouble else "")
+        if said != last:
             progress.event(note=f"RayJob {job.name}: {said}")
-            told = said
+            last = said
         if _ended(found):
             if _succeeded(found) or made():
                 return
@@ -141,7 +141,7 @@ def _succeeded(job: Object) -> bool:
     return _status(job).get("jobStatus") == "SUCCEEDED"
 
 
-def _told(job: Object) -> str:
+def _state(job: Object) -> str:
     """How a job is, in words: KubeRay's state of it, Ray's, and of its workers how many are ready."""
     status = _status(job)
     cluster = status.get("rayClusterStatus") or {}
@@ -177,7 +177,7 @@ def _line(text: str | None) -> str:
 
 
 def _why(api: Api, job: Job, found: Object) -> str:
-    """Why a job has failed: the error line that its command left, else what KubeRay says. The last lines are told."""
+    """Why a job has failed: the error line that its command left, else what KubeRay says. The last lines are shown."""
     status = _status(found)
     said = _line(f"{status.get('reason') or status.get('jobStatus') or 'no reason'}: {status.get('message') or ''}")
     for pod in _pods(api, job):

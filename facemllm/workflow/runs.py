@@ -46,7 +46,7 @@ class StepView:
     began: float | None = None
     since: tuple[float, int, int] | None = None  # time and units done when the work of so many units was first heard of
 
-    def told(self, name: str) -> dict[str, Any]:
+    def to_dict(self, name: str) -> dict[str, Any]:
         """The step's entry in `summary.json`."""
         facts = {"name": name, "state": self.state, "seconds": self.seconds, "cached": self.state == "cached"}
         return {**facts, "digest": self.digest, "figure": self.message or self.figure}
@@ -175,7 +175,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float, over
         "sources": _licences(settings, view.steps["ingest"].digest),
         "seconds": round(seconds, 1),
         "device": f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "steps": [step.told(name) for name, step in view.steps.items()],
+        "steps": [step.to_dict(name) for name, step in view.steps.items()],
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
         "trust": trust(metrics),
@@ -283,8 +283,8 @@ def steps_table(view: RunView, started: float) -> Any:
     for index, (name, step) in enumerate(view.steps.items()):
         state = "cached" if step.state == "waiting" and index < last else step.state
         seconds = time.time() - step.began if state == "running" and step.began else step.seconds
-        told = escape(step.message or step.figure)
-        table.add_row(MARKS[state], name, state, clock(seconds), told, style=styles.get(state, "dim"))
+        text = escape(step.message or step.figure)
+        table.add_row(MARKS[state], name, state, clock(seconds), text, style=styles.get(state, "dim"))
     return table
 
 
@@ -312,8 +312,8 @@ def follow(console: Any, view: RunView, child: subprocess.Popen[bytes], started:
             shown = shown or {name: step for name, step in view.steps.items() if step.state == "running"}
         for name, step in shown.items():
             seconds = time.time() - step.began if step.state == "running" and step.began else step.seconds
-            told = f"{name:<15}{step.state:<9}{clock(seconds):<14}{step.message or step.figure}"
-            console.print(told, markup=False, soft_wrap=True)
+            text = f"{name:<15}{step.state:<9}{clock(seconds):<14}{step.message or step.figure}"
+            console.print(text, markup=False, soft_wrap=True)
         if ended:
             return
         time.sleep(0.2)

@@ -210,9 +210,9 @@ def _figures(sheet: Sheet, parsed: Sequence[str | None], asked: Any) -> tuple[di
     figures = {name: float(values[0]) for name, (_, values) in heads.items()}
     metrics = {name: metric for name, (metric, _) in heads.items()}
     checked = consistency.check(sheet, parsed).values()
-    told = sum(int(known.sum()) for known, _ in checked)
-    if told:
-        figures["relations"] = sum(int(broken.sum()) for _, broken in checked) / told
+    checked_relations = sum(int(known.sum()) for known, _ in checked)
+    if checked_relations:
+        figures["relations"] = sum(int(broken.sum()) for _, broken in checked) / checked_relations
         metrics["relations"] = "broken"
     return figures, metrics
 
@@ -226,6 +226,6 @@ def _scores(
         with TableWriter(Path(folder) / "scores", CHARACTERISTICS) as writer:
             writer.write({"image_id": i, "scores": pairs(one)} for i, one in zip(sheet.images, said, strict=True))
         found = characteristics(settings, sheet, parsed, Path(folder) / "scores") or {}
-    told = {"scores": found["balanced"]["scores"], "scores_relations": found["relations"]["scores"]["value"]}
-    known = {name: value for name, value in told.items() if value is not None}
+    values = {"scores": found["balanced"]["scores"], "scores_relations": found["relations"]["scores"]["value"]}
+    known = {name: value for name, value in values.items() if value is not None}
     return known, {name: BALANCED if name == "scores" else "broken" for name in known}

@@ -108,10 +108,10 @@ class ServingPod:
 
 
 class Clients:
-    """Two clients that ask production one thing after the other, and what they were `told`, by status."""
+    """Two clients that ask production one thing after the other, and the `statuses` of the answers."""
 
     def __init__(self, url: str, body: Any) -> None:
-        self._url, self._body, self._end, self.told = url, body, False, list[int]()
+        self._url, self._body, self._end, self.statuses = url, body, False, list[int]()
 
     def __enter__(self) -> Clients:
         self._pool = ThreadPoolExecutor(2)
@@ -127,5 +127,5 @@ class Clients:
     def _ask(self) -> None:
         with httpx.Client(trust_env=False, timeout=120) as client:
             while not self._end:
-                self.told.append(client.post(self._url, json=self._body).status_code)
+                self.statuses.append(client.post(self._url, json=self._body).status_code)
                 time.sleep(0.1)

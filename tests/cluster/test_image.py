@@ -187,8 +187,8 @@ class Run:
         container = self._executors[component["executorLabel"]]["container"]
         taken = {key: self._value(source, given) for key, source in task["inputs"]["parameters"].items()}
         out = f"/tmp/out/{name}"
-        told = json.dumps(executor_input(component, taken, out))
-        words = [told if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
+        executor_json = json.dumps(executor_input(component, taken, out))
+        words = [executor_json if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
         shown = ["sh", "-ec", f'"$@" >&2; cat {out}/executor_output.json', "sh", *words]
         environment = {one["name"]: one["value"] for one in container.get("env", ())} | {"FACEMLLM_RUN": "run-1"}
         said = self._pods.run(*shown, name=name, environment=environment).stdout

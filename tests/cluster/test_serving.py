@@ -146,12 +146,12 @@ def test_from_staging_over_the_canary_to_a_rollback(
         release.switch(settings, 2, "release")
         serves(2)
         home.approve(folders[3], 3)
-        told = refuses("production serves version 2 again", release.switch, settings, 3, "release")
-        assert "at 10 % of the requests it was worse" in told
-        assert "differ from evaluation's" in told
+        message = refuses("production serves version 2 again", release.switch, settings, 3, "release")
+        assert "at 10 % of the requests it was worse" in message
+        assert "differ from evaluation's" in message
         serves(2)
-        assert len(clients.told) > 20
-        assert set(clients.told) == {200}
+        assert len(clients.statuses) > 20
+        assert set(clients.statuses) == {200}
     assert reconcile.due(settings) is None, "a model that failed its trial waits for a new approval"
 
     home.approve(folders[4], 4)

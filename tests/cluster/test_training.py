@@ -99,10 +99,10 @@ def test_killed_launcher_and_lost_node_end_with_the_bytes_of_a_stage_trained_her
         job.pause(signal.SIGCONT)
         second = launcher(over, digest, log, **given)
         assert second.wait(900) == 0, log.read_text() + job.folder.joinpath("submitter.log").read_text()
-    told = log.read_text()
-    assert f"RayJob {job.name} is there already, and is followed: Running, running" in told
+    output = log.read_text()
+    assert f"RayJob {job.name} is there already, and is followed: Running, running" in output
     assert (len(kuberay.jobs), job.replaced) == (1, 1)
-    result = told.splitlines()[-1]
+    result = output.splitlines()[-1]
     assert result == runner.execute("align", plain, conversations=digest)
     record = Store(settings.home).records()[result]
     assert record["resumed_from"] > 0

@@ -203,8 +203,8 @@ class Site:
 
     def tasks(self) -> dict[str, str]:
         """States of the steps of the newest run."""
-        told = self.run()["run_details"]["task_details"]
-        return {one["display_name"]: one["state"] for one in told if not one["display_name"].endswith("-driver")}
+        details = self.run()["run_details"]["task_details"]
+        return {one["display_name"]: one["state"] for one in details if not one["display_name"].endswith("-driver")}
 
     def close(self) -> None:
         for process in self.processes:
@@ -264,8 +264,8 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     assert [*names.values()] == [f"train-{stage}" for stage in STAGES]
     makers = {one.user for one in site.cluster.asked if (one.verb, one.resource) == ("create", "rayjobs")}
     assert makers == {f"system:serviceaccount:{NAMESPACE}:trainer"}
-    told = json.loads((site.work / "runs" / site.run()["run_id"] / "summary.json").read_text("utf-8"))
-    assert (told["gate"]["passed"], told["model"]["version"], told["approval"]) == (True, "1", "pending")
+    summary = json.loads((site.work / "runs" / site.run()["run_id"] / "summary.json").read_text("utf-8"))
+    assert (summary["gate"]["passed"], summary["model"]["version"], summary["approval"]) == (True, "1", "pending")
     mlflow = MlflowClient(site.mlflow)
     nested = mlflow.search_runs([mlflow.get_experiment_by_name(NAME).experiment_id])
     trained = {run.data.tags.get("facemllm.step"): run.data.metrics for run in nested}
@@ -278,7 +278,7 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     approve(1, GRACE, "looked at 12 faces")
     release(1)
     url = serves(1)
-    face = site.work / "runs" / told["run"] / "face.jpg"
+    face = site.work / "runs" / summary["run"] / "face.jpg"
     asked = curl_example(f"{url}/v1/models/{NAME}:predict", "Which hair color?", shlex.quote(str(face)))
     (said,) = json.loads(site.type(asked))["predictions"]
     assert said["task"] == "attributes"
@@ -290,17 +290,17 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
         approve(2, who, why)
     service = site.kserve.service(PRODUCTION, NAME)
     service.fails_at = 10
-    told_back = release(2, code=1)
-    assert "at 10 % of the requests it was worse" in told_back
-    assert "production serves version 1 again" in told_back
+    message = release(2, code=1)
+    assert "at 10 % of the requests it was worse" in message
+    assert "production serves version 1 again" in message
     serves(1)
     service.fails_at = None
     with Clients(f"{url}/v1/models/{NAME}:predict", question(face)) as clients:
         release(2)
         serves(2)
         site.type(f'facemllm promote rollback --reason "complaints about hair" {with_profile}')
-    assert len(clients.told) > 20
-    assert {*clients.told} == {200}
+    assert len(clients.statuses) > 20
+    assert {*clients.statuses} == {200}
     serves(1)
     site.type(f"facemllm audit {with_profile}")
     statements = [(one.decision, one.model) for one in releases.in_force(Decisions.open(settings))]

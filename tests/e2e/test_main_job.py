@@ -166,8 +166,8 @@ def test_approved_version_goes_into_production_and_all_else_is_cached(project: A
     assert summary["endpoint"] != first["endpoint"]
     (row,) = json.loads(project.facemllm("promote", "list", "--json").stdout)["versions"]
     assert (row["state"], row["by"], row["production"]) == ("approved", ["Ada Lovelace"], True)
-    told = json.loads(project.facemllm("promote", "show", "1", "--json").stdout)["statements"]
-    said = [(one["decision"], one["person"]) for one in told]
+    statements = json.loads(project.facemllm("promote", "show", "1", "--json").stdout)["statements"]
+    said = [(one["decision"], one["person"]) for one in statements]
     people = [("reject", "Ada Lovelace"), ("approve", "Ada Lovelace")]
     assert said == [("request", "pipeline"), *people, ("release", "pipeline")]
     assert "no version was released before" in project.facemllm("promote", "rollback").stderr

@@ -68,10 +68,10 @@ def test_a_job_killed_twice_gives_the_same_table_and_repeats_only_what_was_under
     print(f"killed at requests {moments}")
     environment = {**os.environ, "RAY_ADDRESS": ray_head}
     with FakeEndpoint(latency_s=0.05) as fake:
-        told = overrides(fake, tmp_path / "home")
+        options = overrides(fake, tmp_path / "home")
 
         def started():
-            command = [sys.executable, "-c", DRIVER, str(faces), str(tmp_path / "killed"), *told]
+            command = [sys.executable, "-c", DRIVER, str(faces), str(tmp_path / "killed"), *options]
             return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
         for number, moment in enumerate(moments):

@@ -39,8 +39,8 @@ def says(body):
 
 
 def command(fake, home, table, out, *more):
-    told = [f"storage.home={home}", "annotate.endpoint.parallel=4", "evaluate.bootstrap=100"]
-    overrides = [part for one in told for part in ("--set", one)]
+    arguments = [f"storage.home={home}", "annotate.endpoint.parallel=4", "evaluate.bootstrap=100"]
+    overrides = [part for one in arguments for part in ("--set", one)]
     doors = ["evaluate", "some-model", str(table), str(out), "--base-url", fake.base_url, *overrides, *more]
     return [sys.executable, "-m", "facemllm", *doors]
 
@@ -49,8 +49,8 @@ def started(*args):
     return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ended(told):
-    return subprocess.run(told, capture_output=True, text=True, check=False)
+def ended(arguments):
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -126,8 +126,12 @@ def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(ta
 
 def test_an_endpoint_that_misbehaves_in_every_polite_way_leaves_every_question_accounted_for(table, tmp_path, capsys):
     """It is asked until its quota is used up, and then on."""
-    told = [f"storage.home={tmp_path / 'home'}", "evaluate.bootstrap=100", "annotate.vision_language.model=m"]
-    told += ["annotate.endpoint.parallel=1", "annotate.endpoint.input_price=1", "annotate.endpoint.output_price=10"]
+    arguments = [f"storage.home={tmp_path / 'home'}", "evaluate.bootstrap=100", "annotate.vision_language.model=m"]
+    arguments += [
+        "annotate.endpoint.parallel=1",
+        "annotate.endpoint.input_price=1",
+        "annotate.endpoint.output_price=10",
+    ]
     script = ["gzip", "error:503", "good", "flagged", "silent", "thinks", "429:0.01", "text:A woman or a man.", "cut"]
     script += [
         "error:content_filter",
@@ -136,7 +140,7 @@ def test_an_endpoint_that_misbehaves_in_every_polite_way_leaves_every_question_a
         "nousage",
     ]
     with FakeEndpoint(answer=says, script=[*script, "quota"]) as fake:
-        chosen = settings.load("laptop", [*told, f"annotate.endpoint.base_url={fake.base_url}"])
+        chosen = settings.load("laptop", [*arguments, f"annotate.endpoint.base_url={fake.base_url}"])
         with pytest.raises(UserError, match=r"evaluation stopped: .*\(429: You exceeded .* quota or credit is used up"):
             evaluate(chosen, "m", table, tmp_path / "out", endpoint=True)
         assert not (tmp_path / "out").exists()
@@ -174,12 +178,12 @@ def test_an_endpoint_that_misbehaves_in_every_polite_way_leaves_every_question_a
 
 def test_missing_answers_are_no_wrong_ones(table, tmp_path):
     with FakeEndpoint(answer=says, script=["good"] * 3 + ["500"]) as fake:
-        told = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.retries=0")
-        stopped = ended(told)
+        arguments = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.retries=0")
+        stopped = ended(arguments)
         assert stopped.returncode == 1
         assert re.search(r"evaluation stopped: 1 of \d+ questions got no answer .*500", stopped.stderr)
         assert not (tmp_path / "out").exists()
-        again = ended(told)
+        again = ended(arguments)
         assert again.returncode == 0, again.stderr[-3000:]
         assert fake.received.total() == QUESTIONS + 1
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 import commands
 from cluster import client, runs, schedules, specification
 from cluster import commands as of_cluster
-from facemllm.errors import UserError, told
+from facemllm.errors import UserError, message_of
 from facemllm.settings import load
 from facemllm.workflow.runs import RunView
 from tests.kfp_server import SESSION, TOKEN, Kubeflow, serving
@@ -88,7 +88,7 @@ def ask(endpoint: str) -> Callable[..., Result]:
 def line(done: Result) -> str:
     """What a command that was refused says: one line."""
     assert isinstance(done.exception, UserError), done.exception
-    said = told(done.exception)
+    said = message_of(done.exception)
     assert "\n" not in said
     return said
 
@@ -146,9 +146,9 @@ def test_where_the_volume_is_mounted_the_runs_own_summary_is_told(tmp_path) -> N
     (tmp_path / "the-run").mkdir()
     (tmp_path / "the-run" / "summary.json").write_text('{"gate": {"passed": true}, "steps": []}')
     run = SimpleNamespace(run_id="the-run", state="SUCCEEDED", experiment_id="e")
-    told_there = runs.summary(run, RunView.of(settings, tmp_path / "none"), settings, [])
+    summary = runs.summary(run, RunView.of(settings, tmp_path / "none"), settings, [])
     kubeflow = {"run_id": "the-run", "state": "SUCCEEDED", "experiment_id": "e"}
-    assert told_there == {"gate": {"passed": True}, "steps": [], "kubeflow": kubeflow}
+    assert summary == {"gate": {"passed": True}, "steps": [], "kubeflow": kubeflow}
 
 
 def test_without_following_the_id_is_all_it_prints(ask, kubeflow) -> None:
@@ -187,8 +187,8 @@ def test_tasks_run_as_the_specification_says_and_are_told(ask, kubeflow, tmp_pat
         started.append(step)
         if (step, left) == ("evaluate", "3"):
             raise Failed("evicted")
-        told = json.loads(next(word for word in pod.words if word.startswith('{"inputs"')))
-        assert None not in told["inputs"]["parameterValues"].values()
+        executor = json.loads(next(word for word in pod.words if word.startswith('{"inputs"')))
+        assert None not in executor["inputs"]["parameterValues"].values()
         value = "refused" if step == "gate" else f"{step}'s"
         (pod.folder / "executor_output.json").write_text(json.dumps({"parameterValues": {"Output": value}}))
 

@@ -45,8 +45,8 @@ def models(tmp_path_factory):
 def command(tmp_path, table, listed, *more):
     path = tmp_path / "models.yaml"
     path.write_text(yaml.safe_dump({"models": listed}))
-    told = [f"storage.home={tmp_path / 'home'}", *LESS]
-    overrides = [part for one in told for part in ("--set", one)]
+    arguments = [f"storage.home={tmp_path / 'home'}", *LESS]
+    overrides = [part for one in arguments for part in ("--set", one)]
     return ["leaderboard", str(path), str(table), str(tmp_path / "out"), *overrides, *more]
 
 
@@ -70,8 +70,10 @@ def test_three_models_and_an_endpoint_before_and_after_fine_tuning(models, conve
     table = conversations_table()
     with FakeEndpoint(answer=lambda body: "a woman", latency_s=0.2) as fake:
         rows = listed(models, fake)
-        told = command(tmp_path, table, [*rows, {"name": "gone", "kind": "hub", "where": str(tmp_path / "nowhere")}])
-        started = [sys.executable, "-m", "facemllm", *told]
+        arguments = command(
+            tmp_path, table, [*rows, {"name": "gone", "kind": "hub", "where": str(tmp_path / "nowhere")}]
+        )
+        started = [sys.executable, "-m", "facemllm", *arguments]
         process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: fake.completed.total() >= 3, process, 600)
         process.send_signal(signal.SIGKILL)
@@ -79,7 +81,7 @@ def test_three_models_and_an_endpoint_before_and_after_fine_tuning(models, conve
         kept = sorted((tmp_path / "out" / "answers").glob("[0-9a-f]*"))
         assert len(kept) == 3, "base, tuned and theirs"
         before = {path: path.stat().st_mtime_ns for path in kept}
-        stopped = ran([*told, "--json"])
+        stopped = ran([*arguments, "--json"])
         assert stopped.exit_code == 1, "one model has no folder"
         assert {path: path.stat().st_mtime_ns for path in kept} == before, "they are not asked again"
         assert fake.received.total() <= 2 * FACES + 16, "nor is what was answered before the kill"

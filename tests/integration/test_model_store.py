@@ -37,8 +37,8 @@ def test_a_model_comes_back_as_it_was_sent_or_not_at_all(bucket: Any, tmp_path: 
     refuses("config.json is not the file that was stored", model_store.copy_to, address, digest, tmp_path / "longer")
     bucket.delete_object(Bucket="faces", Key=name)
     refuses("is it reachable", model_store.copy_to, address, digest, tmp_path / "gone")
-    told = {"digest": digest, "files": {"../x": {"sha256": "0" * 64, "bytes": 1}}}
-    bucket.put_object(Bucket="faces", Key=f"models/{digest}/manifest.json", Body=json.dumps(told).encode())
+    forged = {"digest": digest, "files": {"../x": {"sha256": "0" * 64, "bytes": 1}}}
+    bucket.put_object(Bucket="faces", Key=f"models/{digest}/manifest.json", Body=json.dumps(forged).encode())
     refuses("no model directory may hold", model_store.copy_to, address, digest, tmp_path / "odd")
     bucket.delete_object(Bucket="faces", Key=f"models/{digest}/manifest.json")
     refuses("holds no whole model", model_store.copy_to, address, digest, tmp_path / "half")

@@ -25,7 +25,7 @@ Opened = Callable[..., Any]
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Example:
+def workspace(tmp_path: Path) -> Example:
     """A champion that was approved, one that was rejected, one nobody asked about, and three that wait."""
 
     def first(bundle: dict[str, Any]) -> None:
@@ -43,13 +43,13 @@ def shelf(tmp_path: Path) -> Example:
 
 
 @pytest.fixture
-def opened(browser: Any, shelf: Example) -> Iterator[Opened]:
+def opened(browser: Any, workspace: Example) -> Iterator[Opened]:
     with contextlib.ExitStack() as stack:
 
         def open_page(read_only: bool = False, **options: Any) -> Any:
             port = free_port()
             command = [sys.executable, "-m", "facemllm", "review", "--port", str(port)]
-            command += ["--set", f"storage.home={shelf.settings.home}", *(["--read-only"] if read_only else [])]
+            command += ["--set", f"storage.home={workspace.settings.home}", *(["--read-only"] if read_only else [])]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
             stack.callback(stop_tree, server)
             assert server.stdout is not None
@@ -69,8 +69,8 @@ def opened(browser: Any, shelf: Example) -> Iterator[Opened]:
         yield open_page
 
 
-def state(shelf: Example, version: int) -> str:
-    decisions = shelf.decisions
+def state(workspace: Example, version: int) -> str:
+    decisions = workspace.decisions
     bundle = next(one for one in decisions.bundles() if decisions.bundle(one)["model"]["version"] == version)
     return standing(decisions, decisions.policy, bundle).state
 
@@ -83,7 +83,7 @@ def fill(page: Any, decision: str = "Approve", who: str = ADA) -> None:
     page.get_by_role("button", name="Look at what is signed").click()
 
 
-def test_from_the_queue_to_a_signature(opened: Opened, shelf: Example) -> None:
+def test_from_the_queue_to_a_signature(opened: Opened, workspace: Example) -> None:
     page = opened()
     assert page.locator("tbody tr").count() == WAITING
     page.get_by_role("link", name="face-mllm 4").click()
@@ -93,18 +93,18 @@ def test_from_the_queue_to_a_signature(opened: Opened, shelf: Example) -> None:
     assert page.locator(".face img").first.evaluate(eager) > 50
     fill(page)
     bundle = page.url.split("/")[4]
-    model = shelf.decisions.bundle(bundle)["model"]["digest"]
-    told = page.locator("main").inner_text()
-    assert bundle in told
-    assert model in told
+    model = workspace.decisions.bundle(bundle)["model"]["digest"]
+    text = page.locator("main").inner_text()
+    assert bundle in text
+    assert model in text
     page.get_by_label("Passphrase of the key").fill("wrong")
     page.get_by_role("button", name="Sign: approve").click()
     assert "wrong passphrase" in page.get_by_role("alert").inner_text()
-    assert state(shelf, 4) == "requested"
+    assert state(workspace, 4) == "requested"
     page.get_by_label("Passphrase of the key").fill(PASSPHRASE)
     page.get_by_role("button", name="Sign: approve").click()
     assert f"Signed: approve by {ADA}" in page.get_by_role("status").inner_text()
-    assert state(shelf, 4) == "approved"
+    assert state(workspace, 4) == "approved"
     page.get_by_role("link", name="Queue").click()
     assert page.locator("tbody tr").count() == WAITING - 1
     page.get_by_role("link", name="approved 2").click()
@@ -113,10 +113,10 @@ def test_from_the_queue_to_a_signature(opened: Opened, shelf: Example) -> None:
     fill(page, "Revoke an approval", GRACE)
     page.get_by_role("button", name="Sign: revoke").click()
     page.get_by_role("status").wait_for()
-    assert state(shelf, 4) == "revoked"
+    assert state(workspace, 4) == "revoked"
 
 
-def test_without_scripts_with_the_keyboard_alone(opened: Opened, shelf: Example) -> None:
+def test_without_scripts_with_the_keyboard_alone(opened: Opened, workspace: Example) -> None:
     page = opened(java_script_enabled=False)
 
     def press(key: str, times: int = 1) -> None:
@@ -156,10 +156,10 @@ def test_without_scripts_with_the_keyboard_alone(opened: Opened, shelf: Example)
     page.keyboard.insert_text(PASSPHRASE)
     press("Enter")
     page.wait_for_url("**signed=*")
-    assert state(shelf, 5) == "rejected"
+    assert state(workspace, 5) == "rejected"
 
 
-def test_a_forged_form_and_a_stale_page_sign_nothing(opened: Opened, shelf: Example, tmp_path: Path) -> None:
+def test_a_forged_form_and_a_stale_page_sign_nothing(opened: Opened, workspace: Example, tmp_path: Path) -> None:
     page = opened()
     page.get_by_role("link", name="face-mllm 4").click()
     page.evaluate("document.querySelector('input[name=csrf]').value = 'forged'")
@@ -167,7 +167,7 @@ def test_a_forged_form_and_a_stale_page_sign_nothing(opened: Opened, shelf: Exam
     assert "not of this session" in page.get_by_role("alert").inner_text()
     page.go_back()
     page.reload()
-    shelf.say("reject", page.url.split("/")[4], GRACE, "meanwhile")
+    workspace.say("reject", page.url.split("/")[4], GRACE, "meanwhile")
     fill(page)
     assert "read the page again" in page.get_by_role("alert").inner_text()
     # a page of another site, posted by the same browser with the same cookies
@@ -177,21 +177,21 @@ def test_a_forged_form_and_a_stale_page_sign_nothing(opened: Opened, shelf: Exam
     page.goto("http://evil.example/")
     page.get_by_role("button").click()
     assert re.search("another site|no session", page.locator("main").inner_text())
-    assert state(shelf, 4) == "rejected"
-    assert [e.statement.reason for e in shelf.decisions.statements() if e.statement][-1] == "meanwhile"
+    assert state(workspace, 4) == "rejected"
+    assert [e.statement.reason for e in workspace.decisions.statements() if e.statement][-1] == "meanwhile"
 
 
-def test_read_only_shows_and_prints_the_command(opened: Opened, shelf: Example) -> None:
+def test_read_only_shows_and_prints_the_command(opened: Opened, workspace: Example) -> None:
     page = opened(read_only=True)
     page.get_by_role("link", name="face-mllm 4").click()
     assert page.locator("form").count() == 0
     bundle = page.url.split("/")[4]
-    told = page.locator("#decide").inner_text()
-    assert "facemllm promote approve 4 --by" in told
-    assert bundle[:12] in told
+    text = page.locator("#decide").inner_text()
+    assert "facemllm promote approve 4 --by" in text
+    assert bundle[:12] in text
 
 
-def test_it_fits_and_can_be_read(opened: Opened, shelf: Example) -> None:
+def test_it_fits_and_can_be_read(opened: Opened, workspace: Example) -> None:
     long = "W" * 300
 
     def wordy(bundle: dict[str, Any]) -> None:
@@ -200,8 +200,8 @@ def test_it_fits_and_can_be_read(opened: Opened, shelf: Example) -> None:
         bundle["samples"]["faces"][0]["answers"][0]["candidate"] = long
         bundle["tasks"][long] = bundle["tasks"]["age"]
 
-    made = shelf.bundle(9, wordy)
-    shelf.say("request", made, PIPELINE, long)
+    made = workspace.bundle(9, wordy)
+    workspace.say("request", made, PIPELINE, long)
     page = opened()
     reject = []
     page.on("console", lambda message: reject.append(message.text))

@@ -173,8 +173,8 @@ def test_a_crowd_is_answered_and_health_stays_prompt(endpoint: deploy.Endpoint) 
 
 
 def test_readiness_what_it_serves_and_that_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
-    told = get(endpoint, f"/v1/models/{endpoint.model}")
-    assert (told["name"], told["ready"]) == (endpoint.model, True)
+    status = get(endpoint, f"/v1/models/{endpoint.model}")
+    assert (status["name"], status["ready"]) == (endpoint.model, True)
     info = get(endpoint, "/info")
     assert (info["digest"], info["version"], info["authorized"]) == (endpoint.digest, "7", None)
     sockets = [c for c in psutil.net_connections("tcp") if c.pid == endpoint.pid and c.status == psutil.CONN_LISTEN]
@@ -311,9 +311,9 @@ def test_weights_swapped_after_the_check_never_answer(
     assert swapped.is_set()
     info = get(endpoint, "/info")
     assert (info["digest"], info["version"]) == (digest, "7")
-    told = info["authorized"]
-    assert ([one["person"] for one in told["approvals"]], told["withdrawn"]) == ([ADA], None)
-    assert told["expires"] > told["checked"]
+    authorized = info["authorized"]
+    assert ([one["person"] for one in authorized["approvals"]], authorized["withdrawn"]) == ([ADA], None)
+    assert authorized["expires"] > authorized["checked"]
     assert not list(scratch.iterdir())
 
     services.down(settings, ["production"])

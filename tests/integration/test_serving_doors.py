@@ -239,9 +239,9 @@ def stub(server: Server) -> GRPCInferenceServiceStub:
 
 def test_grpc_tells_of_the_model_and_refuses_with_a_line(server: Server) -> None:
     calls = stub(server)
-    told = calls.ModelMetadata(pb.ModelMetadataRequest(name=NAME))
-    assert [one.name for one in told.inputs] == ["image", "question"]
-    assert {one.name for one in told.outputs} >= {"answer", "value", "probability", "kind"}
+    metadata = calls.ModelMetadata(pb.ModelMetadataRequest(name=NAME))
+    assert [one.name for one in metadata.inputs] == ["image", "question"]
+    assert {one.name for one in metadata.outputs} >= {"answer", "value", "probability", "kind"}
     assert httpx.get(f"{server.url}/v2/models/{NAME}").json()["outputs"][2]["datatype"] == "FP64"
     bad = {
         "question": (pb.ModelInferRequest(model_name=NAME), grpc.StatusCode.INVALID_ARGUMENT, "give image"),
@@ -307,8 +307,8 @@ def test_raw_requests_as_curl_sends_them(server: Server, expected: Any) -> None:
         expected.value,
         pytest.approx(expected.scores, abs=1e-5),
     )
-    told = httpx.get(f"{server.url}/tasks").json()
-    assert "attributes" in [task["name"] for task in told["tasks"]]
+    listed = httpx.get(f"{server.url}/tasks").json()
+    assert "attributes" in [task["name"] for task in listed["tasks"]]
     assert httpx.get(f"{server.url}/policy").json()["sensitive"]["gender"]["allowed"]
     assert "gender" in httpx.get(f"{server.url}/info").json()["tasks"]
     assert "request_predict_seconds" in httpx.get(f"{server.url}/metrics").text

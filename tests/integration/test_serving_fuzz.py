@@ -108,8 +108,8 @@ def test_no_fault_no_hang_no_growth_and_right_answers_afterwards(server: Server,
         warm = process.memory_info().rss
         list(pool.map(ask, range(WARM, REQUESTS)))
     growth = process.memory_info().rss - warm
-    told = ", ".join(f"{door} {status}: {count}" for (door, status), count in sorted(counted.items()))
-    print(f"\n{counted.total()} requests; memory {warm / 2**20:.0f} MB and {growth / 2**20:+.0f}; {told}")
+    summary = ", ".join(f"{door} {status}: {count}" for (door, status), count in sorted(counted.items()))
+    print(f"\n{counted.total()} requests; memory {warm / 2**20:.0f} MB and {growth / 2**20:+.0f}; {summary}")
     assert not faults, "\n".join(faults[:20])
     assert growth < MOST_GROWTH
     assert process.is_running()

@@ -102,7 +102,7 @@ class Load:
     def __init__(self, settings: Settings, body: Any, clients: int = 4) -> None:
         self.url = f"http://127.0.0.1:{settings.services.production_port}/v1/models/face-mllm:predict"
         self._body, self._clients = body, clients
-        self.told: list[tuple[int, str]] = []
+        self.replies: list[tuple[int, str]] = []
         self.stop = threading.Event()
 
     def __enter__(self) -> "Load":
@@ -121,18 +121,18 @@ class Load:
             while not self.stop.is_set():
                 try:
                     reply = client.post(self.url, json=self._body)
-                    self.told.append((reply.status_code, reply.headers.get("X-Backend", "")))
+                    self.replies.append((reply.status_code, reply.headers.get("X-Backend", "")))
                 except httpx.HTTPError as error:
-                    self.told.append((0, type(error).__name__))
+                    self.replies.append((0, type(error).__name__))
                 time.sleep(0.005)
 
     @property
     def failed(self) -> list[tuple[int, str]]:
-        return [one for one in self.told if one[0] != 200]
+        return [one for one in self.replies if one[0] != 200]
 
     @property
     def servers(self) -> Counter[str]:
-        return Counter(name for _, name in self.told)
+        return Counter(name for _, name in self.replies)
 
 
 BODY = {"instances": [{"question": HAT}]}
@@ -149,14 +149,14 @@ def test_one_model_after_the_other_without_a_failed_request(settings: Settings, 
     assert release(settings, "equal", "1", put).adopted
     with Load(settings, BODY) as load:
         for version in ("2", "3"):
-            wait_until(lambda: len(load.told) > 20)
+            wait_until(lambda: len(load.replies) > 20)
             release(settings, "equal", version, put)
             found = servers.deployed(settings, "production")
             assert found is not None
             assert (found.version, states(settings)) == (version, {"production": "up", found.name: "up"})
-            before = len(load.told)
-            wait_until(lambda: len(load.told) > before + 20)  # noqa: B023
-            assert {name for _, name in load.told[before + 8 :]} == {found.name}
+            before = len(load.replies)
+            wait_until(lambda: len(load.replies) > before + 20)  # noqa: B023
+            assert {name for _, name in load.replies[before + 8 :]} == {found.name}
     assert load.failed == []
     assert set(load.servers) == set(servers.BACKENDS)
     assert put == []
@@ -179,14 +179,14 @@ def test_a_worse_model_is_rolled_back_by_itself(settings: Settings, small: None,
     put: list[str] = []
     release(settings, "equal", "1", put)
     with Load(settings, BODY) as load:
-        told = refuses(rf"{said}(.|\n)*production serves version 1 again", release, settings, kind, "2", put)
-        assert "% of the requests it was worse" in told
-        before = len(load.told)
-        wait_until(lambda: len(load.told) > before + 30)
+        message = refuses(rf"{said}(.|\n)*production serves version 1 again", release, settings, kind, "2", put)
+        assert "% of the requests it was worse" in message
+        before = len(load.replies)
+        wait_until(lambda: len(load.replies) > before + 30)
     assert len(put) == 1
     assert said in put[0]
-    assert {status for status, _ in load.told} <= ({200, 500} if kind == "failing" else {200})
-    assert set(Counter(name for _, name in load.told[before + 8 :])) == {"production-a"}
+    assert {status for status, _ in load.replies} <= ({200, 500} if kind == "failing" else {200})
+    assert set(Counter(name for _, name in load.replies[before + 8 :])) == {"production-a"}
     assert states(settings) == {"production": "up", "production-a": "up"}
 
 
@@ -268,9 +268,9 @@ def test_a_killed_release_leaves_the_former_model_serving_and_its_own_is_named_a
             killed.kill()
             killed.wait()
         time.sleep(0.6)  # the proxy looks for the release four times a second
-        before = len(load.told)
-        wait_until(lambda: len(load.told) > before + 50)
-        assert set(Counter(name for _, name in load.told[before + 8 :])) == {"production-a"}
+        before = len(load.replies)
+        wait_until(lambda: len(load.replies) > before + 50)
+        assert set(Counter(name for _, name in load.replies[before + 8 :])) == {"production-a"}
         row = next(row for row in services.status(settings) if row.name == "production-b")
         assert (row.state, row.why[:24]) == ("orphaned", "no request goes to it: i")
         found = servers.deployed(settings, "production")
@@ -300,15 +300,15 @@ def test_a_server_that_is_ended_under_load_loses_at_most_what_it_had_begun(
 ) -> None:
     running = release(settings, "equal", "1", [])
     with Load(settings, BODY, clients := 4) as load:
-        wait_until(lambda: len(load.told) > 50)
+        wait_until(lambda: len(load.replies) > 50)
         os.kill(running.pid, how)
-        wait_until(lambda: any(status == 503 for status, _ in load.told))
-        wait_until(lambda: load.told[-1][0] == 200)  # its supervisor brought it back
+        wait_until(lambda: any(status == 503 for status, _ in load.replies))
+        wait_until(lambda: load.replies[-1][0] == 200)  # its supervisor brought it back
     lost = [one for one in load.failed if one[0] != 503]
     assert len(lost) <= clients, lost
     counted = production.counts(settings)["backends"]["production-a"]
     assert counted["broken"] == len(lost)
-    assert counted["refused"] == sum(status == 503 for status, _ in load.told)
+    assert counted["refused"] == sum(status == 503 for status, _ in load.replies)
     print(f"{signal.Signals(how).name}: {len(lost)} requests lost, {counted['refused']} refused while none served")
 
 
@@ -319,10 +319,10 @@ def test_a_proxy_that_is_killed_comes_back_by_itself_with_the_model_it_had(setti
     release(settings, "equal", "1", [])
     before = rows()
     with Load(settings, BODY, clients := 4) as load:
-        wait_until(lambda: len(load.told) > 50)
+        wait_until(lambda: len(load.replies) > 50)
         os.kill(before["production"].pid, signal.SIGKILL)
-        wait_until(lambda: any(status == 0 for status, _ in load.told))
-        wait_until(lambda: load.told[-1][0] == 200)  # its supervisor brought it back
+        wait_until(lambda: any(status == 0 for status, _ in load.replies))
+        wait_until(lambda: load.replies[-1][0] == 200)  # its supervisor brought it back
     after = rows()
     assert (after["production"].state, after["production"].restarts) == ("up", before["production"].restarts + 1)
     assert after["production"].pid != before["production"].pid
@@ -346,10 +346,10 @@ def test_real_model_servers_are_switched_without_a_failed_request(
     digest = digests.of_tree(model)
     deploy.release(settings, model, digest, "7", probe, put_back=None)
     with Load(settings, {"instances": [probe.instance]}, clients=2) as load:
-        wait_until(lambda: len(load.told) > 10)
+        wait_until(lambda: len(load.replies) > 10)
         endpoint = deploy.release(settings, model, digest, "8", probe, put_back=None)
-        before = len(load.told)
-        wait_until(lambda: len(load.told) > before + 10)
+        before = len(load.replies)
+        wait_until(lambda: len(load.replies) > before + 10)
     assert load.failed == []
     assert set(load.servers) == set(servers.BACKENDS)
     assert (get(settings, "/info")["version"], get(settings, "/v2/health/ready")) == ("8", {"ready": True})

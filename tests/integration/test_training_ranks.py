@@ -1,4 +1,4 @@
-"""One stage in several processes, killed and gone on with: the same bytes, however the model is dealt out."""
+"""One stage in several processes, killed and gone on with: the same bytes, however the model is sharded."""
 
 import os
 import random
@@ -108,14 +108,14 @@ def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp
     assert digests.of_file(out / "model.safetensors") == digests.of_file(given.out / "model.safetensors")
 
 
-def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path, tmp_path: Path, alone):
+def test_a_sharded_model_learns_what_copies_and_one_process_learn(table: Path, tmp_path: Path, alone):
     models = {"one": load_file(alone[0].out / "model.safetensors")}
-    for name, overrides in {"copies": (), "dealt": ("train.sharding=full",)}.items():
+    for name, overrides in {"copies": (), "sharded": ("train.sharding=full",)}.items():
         given = ranks.prepare(table, tmp_path / name, *ANSWERS, *overrides)
         assert ranks.train(given, 2).final_loss == pytest.approx(alone[1].final_loss, abs=1e-5)
         models[name] = load_file(given.out / "model.safetensors")
-    assert models["dealt"].keys() == models["one"].keys()
-    for name, tensor in models["dealt"].items():
+    assert models["sharded"].keys() == models["one"].keys()
+    for name, tensor in models["sharded"].items():
         torch.testing.assert_close(tensor, models["copies"][name], atol=3e-5, rtol=1e-4, msg=name)
 
 
@@ -143,12 +143,12 @@ def test_two_workers_learn_what_one_does_with_packed_rows_and_micro_batches(tmp_
     for process in both:
         process.join(timeout=120)
     assert [process.exitcode for process in both] == [0, 0]
-    (first, tokens, told), (second, again, silent) = (
+    (first, tokens, reports), (second, again, silent) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)
     )
     assert tokens == again == single.tokens
     assert silent == []
-    for one, two in zip(logs, told, strict=True):
+    for one, two in zip(logs, reports, strict=True):
         for term in ("loss", "loss/answers", "loss/characteristics", "loss/logic"):
             assert two[term] == pytest.approx(one[term], rel=2e-4, abs=1e-6), term
     start = full_toy.fresh()[0].state_dict()

@@ -164,15 +164,17 @@ def test_words_say_a_loss_as_plainly_as_a_gain_and_one_seed_shows_nothing():
 
 
 def test_words_name_what_no_variant_has_above_chance():
-    def told(*lows):
+    def verdicts(*lows):
         made = {
             str(n): {"figures": {"expression": {"low": low}, "gender": {"low": 0.8}}, "to_control": None}
             for n, low in enumerate(lows)
         }
         return words(made, "0", {})[len(lows) - 1 :]
 
-    assert told(0.11, 0.142) == ["Expression is at chance (14.3 %) in every variant: this budget says nothing of it."]
-    assert told(0.11, 0.15) == told(0.11, None) == []
+    assert verdicts(0.11, 0.142) == [
+        "Expression is at chance (14.3 %) in every variant: this budget says nothing of it."
+    ]
+    assert verdicts(0.11, 0.15) == verdicts(0.11, None) == []
 
 
 def test_the_page_holds_every_variant_and_what_it_was_made_with():

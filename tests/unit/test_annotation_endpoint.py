@@ -67,10 +67,10 @@ def under_way(describer):
     ("script", "refused", "requests"),
     [
         *((["good"], None, 1), (["nousage"], None, 1), (["gzip"], None, 1), (["500", "503"], None, 3)),
-        *(([told], None, 2) for told in ("429", "429:0.05", "408", "hang", "drip", "reset", "cut", "broken")),
+        *(([fault], None, 2) for fault in ("429", "429:0.05", "408", "hang", "drip", "reset", "cut", "broken")),
         *(
-            ([told], None, 2)
-            for told in ("compressed", "error:200", "error:429", "text:not json", "wrong", "length", "text:")
+            ([fault], None, 2)
+            for fault in ("compressed", "error:200", "error:429", "text:not json", "wrong", "length", "text:")
         ),
         (["500"] * 3, "gave no answer, asked 3 times (500: told to say 500)", 3),
         (["hang"] * 3, "no whole answer within 0.3 s", 3),

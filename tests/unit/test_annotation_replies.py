@@ -101,8 +101,8 @@ def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
     row |= {"attributes": pairs({"Bald": False, "Wearing_Hat": None})}
     system, user = prompt.messages(row)
     known = json.loads(user["text"].rpartition("contradict it:\n")[2])
-    told = {"expression": "contempt", "age": "37.4", "gender": "female", "head": "turned 10 degrees left"}
-    assert known == {"attributes": {"Bald": False}, **told}
+    labels = {"expression": "contempt", "age": "37.4", "gender": "female", "head": "turned 10 degrees left"}
+    assert known == {"attributes": {"Bald": False}, **labels}
     assert system["role"] == "system"
     assert not any(word in user["text"] for word in ("Jane", "ignore", "ffff"))
     bare = prompt.messages({"image_id": "f" * 64, "age": math.nan})

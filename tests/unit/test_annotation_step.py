@@ -236,7 +236,7 @@ class Sayer:
     columns: tuple[str, ...] = ("age",)
     needs_image: bool = False
     dreads: tuple[float, ...] = ()
-    seen: list[float] = field(default_factory=list)
+    ages: list[float] = field(default_factory=list)
 
     @property
     def digest(self):
@@ -245,7 +245,7 @@ class Sayer:
     def annotate(self, rows):
         if any(row["age"] in self.dreads for row in rows):
             raise ValueError("cannot look")
-        self.seen.extend(row["age"] for row in rows)
+        self.ages.extend(row["age"] for row in rows)
         return [self.said for _ in rows]
 
 
@@ -262,7 +262,7 @@ def test_experts_fill_their_fields_in_the_same_pass_and_stand_in_provenance(face
     assert chain.digest != Chained(main, experts).digest
     manifest = step.run(chain, open_table(faces, FACES), tmp_path / "out", batch_size=3, concurrency=1)
     assert (manifest["rows"], manifest["quarantined"], manifest["about"]["annotator"]) == (4, 1, "main+experts")
-    assert main.seen == [20.0, 21.0, 23.0, 24.0], "what the experts refuse is not shown to the model"
+    assert main.ages == [20.0, 21.0, 23.0, 24.0], "what the experts refuse is not shown to the model"
     for row in open_table(tmp_path / "out", FACES).iterate():
         entries = {entry["field"]: entry for entry in row["provenance"]}
         assert (row["yaw"], row["pitch"], row["caption"]) == (12.0, None, "A face.")

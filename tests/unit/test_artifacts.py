@@ -93,11 +93,11 @@ def test_a_verdict_and_a_model(home, tmp_path, monkeypatch) -> None:
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """What is told to MLflow at the end of a run."""
-    told: list[tuple[str, dict[str, Any]]] = []
+    finished: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setenv("FACEMLLM_RUN", "a-run")
     monkeypatch.setattr(tracking, "join_pipeline", lambda _, run: f"mlflow {run}")
-    monkeypatch.setattr(tracking, "finish_pipeline", lambda _, run, summary, folder: told.append((run, summary)))
-    return told
+    monkeypatch.setattr(tracking, "finish_pipeline", lambda _, run, summary, folder: finished.append((run, summary)))
+    return finished
 
 
 def test_the_last_task_writes_the_runs_folder_and_closes_its_run(home, tmp_path, monkeypatch, closed) -> None:

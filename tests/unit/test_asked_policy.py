@@ -245,12 +245,12 @@ def test_questions_about_what_is_not_allowed_are_refused_by_meaning():
 
 
 def test_the_policy_is_described_with_its_reasons():
-    told = Policy({"age": "drawn heads", "ethnicity": "a study with consent"}).describe()
-    assert told["sensitive"]["age"] == {"allowed": True, "reason": "drawn heads"}
-    assert told["sensitive"]["expression"] == {"allowed": False, "reason": None}
-    assert {one["rule"] for one in told["refused"]} == set(RULES) - {"ethnicity"}
-    assert all(one["reason"] and one["about"] for one in told["refused"])
-    assert not any("\n" in one["reason"] for one in told["refused"])
+    described = Policy({"age": "drawn heads", "ethnicity": "a study with consent"}).describe()
+    assert described["sensitive"]["age"] == {"allowed": True, "reason": "drawn heads"}
+    assert described["sensitive"]["expression"] == {"allowed": False, "reason": None}
+    assert {one["rule"] for one in described["refused"]} == set(RULES) - {"ethnicity"}
+    assert all(one["reason"] and one["about"] for one in described["refused"])
+    assert not any("\n" in one["reason"] for one in described["refused"])
 
 
 @pytest.mark.parametrize("allowed", [{"age": " "}, {"hair": "why not"}, {"caption": "it tells no name"}])

@@ -152,11 +152,11 @@ def test_before_anybody_decided_nothing_is_made(home) -> None:
 
 
 def test_approvals_about_to_expire_are_told_once_each(home, place, monkeypatch) -> None:
-    told: list[tuple[str, str]] = []
-    monkeypatch.setattr(notices, "notify", lambda settings, event, facts: not told.append((event, facts["model"])))
+    notified: list[tuple[str, str]] = []
+    monkeypatch.setattr(notices, "notify", lambda settings, event, facts: not notified.append((event, facts["model"])))
     assert notices.tell_expiring(home, 30) == []
     [one, two] = notices.tell_expiring(home, 91)
-    assert told == [("expiring", signed.MODEL), ("expiring", SECOND)]
+    assert notified == [("expiring", signed.MODEL), ("expiring", SECOND)]
     assert (one["version"], one["person"]) == (1, "Ada Lovelace")
     assert set(two) <= {*notices.FACTS, "sent"}
     place.add("bob", "revoke", reason="wrong about glasses", model=SECOND, bundle=two["bundle"])

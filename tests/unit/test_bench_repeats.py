@@ -201,10 +201,10 @@ def test_tables_hold_each_seed_mean_and_spread_and_say_how_the_recipe_was_chosen
     ]
     assert costs(RECORDS)[1] == ["default", "align", "11 (10 to 12)", "2 (2 to 2)", "8", "3.0"]
     assert costs(RECORDS)[3][1:4] == ["together", "22 (20 to 24)", "4 (4 to 4)"]
-    for told in (terminal, markdown):
-        assert "Validation was looked at 7 times" in told(RECORDS, "default", 7)
-        assert "is not stated (--looks)" in told(RECORDS, "default", None)
-        assert "Xeon, 2 cores, commit abababababab, torch 2.9" in told(RECORDS, "default", None)
+    for rendered in (terminal, markdown):
+        assert "Validation was looked at 7 times" in rendered(RECORDS, "default", 7)
+        assert "is not stated (--looks)" in rendered(RECORDS, "default", None)
+        assert "Xeon, 2 cores, commit abababababab, torch 2.9" in rendered(RECORDS, "default", None)
 
 
 def test_a_difference_is_bold_where_it_stands_the_correction():

@@ -142,8 +142,8 @@ class Predictor:
 def test_a_model_of_one_picture_is_not_asked_about_several_and_says_so(chosen, tables, tmp_path, capsys):
     own = benchmarks.Own(Predictor(), 8)
     metrics = benchmarks.answered(chosen, lambda: own, {"model_digest": "m" * 64}, tables["facexbench"], tmp_path / "o")
-    told = capsys.readouterr().err.splitlines()
-    (line,) = [one for one in told if "several pictures" in one]
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [one for one in lines if "several pictures" in one]
     assert line.startswith("11 of 33 questions show several pictures and are not asked")
     rows = list(open_table(tmp_path / "o" / "predictions", PREDICTIONS).iterate())
     assert Counter(row["raw"] for row in rows) == {"(B)": 20, None: 13}
@@ -153,7 +153,7 @@ def test_a_model_of_one_picture_is_not_asked_about_several_and_says_so(chosen, t
     assert metrics["not_asked"] == {"more than the 100 tokens that the model reads (max_position_embeddings)": 2}
     assert whole["likelihood"]["value"] == 1.0, "of questions with one picture"
     assert whole["unreadable"] == 0.0
-    assert any(one.startswith("2 of 33 questions are not asked, and wrong: more than the 100 tokens") for one in told)
+    assert any(one.startswith("2 of 33 questions are not asked, and wrong: more than the 100 tokens") for one in lines)
     assert own.predictor.said[0].splitlines()[-4:] == ["(A) happiness", "(B) sadness", "(C) a man", "(D) woman"]
 
 
@@ -172,8 +172,8 @@ class Sender:
             if self.longer in request.messages[0]["text"]:
                 found.append(too_long(10))
                 continue
-            told = {"prompt_tokens": 10, "completion_tokens": 1, "seconds": 0.5, "cost": 0.25}
-            reply = Reply(key=request.key, image_id=request.image_id, model="m", prompt_hash="", text="C", **told)
+            usage = {"prompt_tokens": 10, "completion_tokens": 1, "seconds": 0.5, "cost": 0.25}
+            reply = Reply(key=request.key, image_id=request.image_id, model="m", prompt_hash="", text="C", **usage)
             Replies(self.home).write(reply)
             found.append(reply)
         return found

@@ -168,12 +168,12 @@ def test_a_bundle_stands_on_bytes_that_are_still_there(home, tmp_path):
 
 
 def test_faces_are_those_that_differ_and_a_dozen_at_most(home, made):
-    told = made.facts["samples"]
-    assert told["against"] == "champion"
-    assert len(told["faces"]) == samples.MOST
-    counts = [face["differing"] for face in told["faces"]]
+    shown = made.facts["samples"]
+    assert shown["against"] == "champion"
+    assert len(shown["faces"]) == samples.MOST
+    counts = [face["differing"] for face in shown["faces"]]
     assert counts == sorted(counts, reverse=True)
-    for face in told["faces"]:
+    for face in shown["faces"]:
         assert face["answers"]
         assert all(answer["candidate"] != answer["champion"] for answer in face["answers"])
         assert made.files[face["file"]][:2] == b"\xff\xd8"
@@ -182,13 +182,13 @@ def test_faces_are_those_that_differ_and_a_dozen_at_most(home, made):
     assert all(a["candidate"] != a["label"] for face in alone["samples"]["faces"] for a in face["answers"])
 
 
-@pytest.mark.parametrize(("source", "told"), [("fairface", True), ("celeba", False)])
-def test_pictures_of_people_never_lie_beside_a_decision(tmp_path, source, told):
+@pytest.mark.parametrize(("source", "shown"), [("fairface", True), ("celeba", False)])
+def test_pictures_of_people_never_lie_beside_a_decision(tmp_path, source, shown):
     facts = (made := Home(tmp_path / "home", source).collect()).facts
     assert set(made.files) == {"bundle.json", "card.md", "sbom.json"}
-    assert bool(facts["samples"]["faces"]) is told
+    assert bool(facts["samples"]["faces"]) is shown
     assert all(face["file"] is None for face in facts["samples"]["faces"])
-    assert (facts["samples"]["withheld"] > 0) is not told
+    assert (facts["samples"]["withheld"] > 0) is not shown
 
 
 def test_hubs_read_the_card_and_words_from_data_are_words(made):

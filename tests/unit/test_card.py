@@ -104,16 +104,16 @@ KEPT = {"p", "p_holm", "degrees", "error", "own_error", "growth"}
 NAMES = ("SHA-256", "1-3", "4-7", "8-10", "within_5", "3 × 5")
 
 
-def told_apart(value, seen, path=""):
-    """The same metrics, but every number in them another one; `seen` says which number stands where."""
+def numbered(value, paths, path=""):
+    """The same metrics, but every number in them another one; `paths` says which number stands where."""
     if isinstance(value, dict):
-        return {k: v if k in KEPT else told_apart(v, seen, f"{path}.{k}") for k, v in value.items()}
+        return {k: v if k in KEPT else numbered(v, paths, f"{path}.{k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [told_apart(each, seen, f"{path}[]") for each in value]
+        return [numbered(each, paths, f"{path}[]") for each in value]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    number = 10_001 + 7 * len(seen) if isinstance(value, int) else round(0.101 + 0.001 * len(seen), 3)
-    seen[number] = path
+    number = 10_001 + 7 * len(paths) if isinstance(value, int) else round(0.101 + 0.001 * len(paths), 3)
+    paths[number] = path
     return number
 
 
@@ -123,8 +123,8 @@ def written(number):
 
 
 def test_every_number_of_the_card_is_one_of_the_metrics_the_costs_or_the_decision():
-    seen = {}
-    metrics, costs = told_apart(example.METRICS, seen, "metrics"), told_apart(example.COST, seen, "cost")
+    paths = {}
+    metrics, costs = numbered(example.METRICS, paths, "metrics"), numbered(example.COST, paths, "cost")
     checks = [
         {
             "kind": "threshold",
@@ -147,9 +147,9 @@ def test_every_number_of_the_card_is_one_of_the_metrics_the_costs_or_the_decisio
             "default": 1.0,
         },
     ]
-    checks = [{**told_apart(check, seen, f"checks.{check['key']}"), "passed": False, "reason": "x"} for check in checks]
-    worse = told_apart({"value": 1.0, "low": 1.0, "high": 1.0, "limit": 1.0}, seen, "worse")
-    loosened = [{"key": "promote.thresholds.age", **told_apart({"value": 1.0, "default": 1.0}, seen, "loosened")}]
+    checks = [{**numbered(check, paths, f"checks.{check['key']}"), "passed": False, "reason": "x"} for check in checks]
+    worse = numbered({"value": 1.0, "low": 1.0, "high": 1.0, "limit": 1.0}, paths, "worse")
+    loosened = [{"key": "promote.thresholds.age", **numbered({"value": 1.0, "default": 1.0}, paths, "loosened")}]
     decision = {"passed": False, "checks": checks, "loosened": loosened}
     decision["champion"] = {"version": 4711, "worse": [{"task": "age", **worse}]}
     settings = load("laptop")
@@ -157,7 +157,7 @@ def test_every_number_of_the_card_is_one_of_the_metrics_the_costs_or_the_decisio
         settings, "a" * 64, metrics, {}, ["render"], costs, decision=decision, code={"commit": "b" * 40, "dirty": False}
     )
     _, _, body = made.split("---\n", 2)
-    known = {text for number in seen for text in written(number)}
+    known = {text for number in paths for text in written(number)}
     known |= {"4711", str(settings.seed), "95"}  # the version, the seed, "95 % interval"
     known |= {"1", "2"}  # gaps shown, of so many compared: counted, not stated
     known |= {".001", "4.0", "1.0"}  # "p < .001", licences
@@ -176,11 +176,11 @@ def test_every_number_of_the_card_is_one_of_the_metrics_the_costs_or_the_decisio
         "worse.value",
         "loosened.value",
     ):
-        (number,) = [number for number, at in seen.items() if at == path]
+        (number,) = [number for number, at in paths.items() if at == path]
         assert written(number) & set(re.findall(r"[\d.,]+", body)), path
     in_header = {one.metric_value for one in ModelCard(made).data.eval_results}
-    assert in_header <= set(seen)
-    assert {seen[number] for number in in_header} == {
+    assert in_header <= set(paths)
+    assert {paths[number] for number in in_header} == {
         f"metrics.{path}.value"
         for task, entry in example.TASKS.items()
         for path in (f"tasks.{task}", *(f"tasks.{task}.also.{other}" for other in entry["also"]))

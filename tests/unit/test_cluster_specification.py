@@ -132,9 +132,9 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert pod["podMetadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}, step
         given = task["inputs"]["parameters"]
         assert given["profile"]["runtimeValue"]["constant"] == profile, step
-        told = given["overrides"]["runtimeValue"]["constant"]
-        inside = load(profile, told)
-        assert f'cluster.image="{container["image"]}"' in told, "the profile in the image cannot name its digest"
+        overrides = given["overrides"]["runtimeValue"]["constant"]
+        inside = load(profile, overrides)
+        assert f'cluster.image="{container["image"]}"' in overrides, "the profile in the image cannot name its digest"
         assert inside == on_cluster(profile, [])[0], step
         assert {str(inside.home), str(inside.runs)} == {"/workspace/.facemllm", "/workspace/runs"}
         assert all((one.root or "/workspace/").startswith("/workspace/") for one in inside.ingest.sources)

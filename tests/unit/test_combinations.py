@@ -39,7 +39,7 @@ FOUR = [("No_Eyewear", False), ("Eyeglasses", False), ("No_Eyewear", True), ("Ey
 
 def four(split, start):
     """Four faces: neither, the one, the other, both."""
-    return [face(start + n, split, *seen) for n, seen in enumerate(FOUR)]
+    return [face(start + n, split, *labels) for n, labels in enumerate(FOUR)]
 
 
 FACES = four("train", 0)

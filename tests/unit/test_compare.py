@@ -97,8 +97,8 @@ def runs(settings: Settings, conversations: Path) -> dict[str, str]:
         evaluation(settings.home / "store" / digests[name], conversations, letter, skill, error)
         (settings.runs / name).mkdir(parents=True)
         steps = [{"name": "align", "digest": None}, {"name": "evaluate", "digest": digests[name]}]
-        told = {"run": name, "profile": "laptop", "steps": steps}
-        (settings.runs / name / "summary.json").write_text(json.dumps(told))
+        summary = {"run": name, "profile": "laptop", "steps": steps}
+        (settings.runs / name / "summary.json").write_text(json.dumps(summary))
     return digests
 
 
@@ -157,7 +157,7 @@ def test_a_run_of_another_profile_is_found_in_its_home(settings, runs, tmp_path,
 def test_what_is_no_evaluation_is_refused(settings: Settings, runs: dict[str, str], name: str, said: str) -> None:
     left = (("stopped", None), ("gone", "d" * 64))
     ended = {run: {"profile": "laptop", "steps": [{"name": "evaluate", "digest": digest}]} for run, digest in left}
-    for run, text in [("garbled", "{"), *((run, json.dumps(told)) for run, told in ended.items())]:
+    for run, text in [("garbled", "{"), *((run, json.dumps(summary)) for run, summary in ended.items())]:
         (settings.runs / run).mkdir(exist_ok=True)
         (settings.runs / run / "summary.json").write_text(text)
     with pytest.raises(UserError, match=said) as refused:
@@ -242,9 +242,9 @@ def test_the_command_prints_writes_and_refuses(settings: Settings, runs: dict[st
     assert (tmp_path / "c.html").is_file()
     page = tmp_path / "[b]" / "c.html"
     page.parent.mkdir()
-    told = run(cli.app, ["compare", "good", "poor", "--html", str(page), *options])
-    assert "[b]/c.html" in told.stdout.replace("\n", "")
-    assert "poor (second) against good (first)" in told.stdout
+    result = run(cli.app, ["compare", "good", "poor", "--html", str(page), *options])
+    assert "[b]/c.html" in result.stdout.replace("\n", "")
+    assert "poor (second) against good (first)" in result.stdout
     assert isinstance(run(cli.app, ["compare", "good", "none/such", *options]).exception, UserError)
 
 

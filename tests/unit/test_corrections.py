@@ -23,9 +23,9 @@ from tests.refusing import refuses
 
 
 def said(image: str, task: str | None, item: str | None, label: str | None, **more: Any) -> Correction:
-    told = {"question": None, "answer": "no", "correction": label or "so", "consent": True, "consent_text": "1"}
-    told |= {"picture": True, "model": "cd" * 32, "time": "2026-11-29T12:00:00+00:00", **more}
-    return Correction(image=image, task=task, item=item, label=label, **told)
+    fields = {"question": None, "answer": "no", "correction": label or "so", "consent": True, "consent_text": "1"}
+    fields |= {"picture": True, "model": "cd" * 32, "time": "2026-11-29T12:00:00+00:00", **more}
+    return Correction(image=image, task=task, item=item, label=label, **fields)
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def store(tmp_path: Path) -> Corrections:
     return Corrections(tmp_path / "corrections", max_bytes=10**6, per_minute=100)
 
 
-def put(store: Corrections, seed: int, *told: tuple[str, str, str], **more: Any) -> str:
+def put(store: Corrections, seed: int, *labels: tuple[str, str, str], **more: Any) -> str:
     """Add corrections (task, item, label) of a picture; its digest."""
     data = picture(seed)
     image = digests.of_bytes(data)
-    for task, item, label in told:
+    for task, item, label in labels:
         one = said(image, task, item, label, **more)
         store.add(one, data if one.picture else None, "a client")
     return image

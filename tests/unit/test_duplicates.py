@@ -189,6 +189,6 @@ def test_the_docs_say_which_changed_copies_are_found_in_another_split() -> None:
         for kind, change in CHANGES.items()
     }
     docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
-    told = {kind: int(found) for kind, found in re.findall(r"^\| ([^|]+) \| (\d+) of 40 \|$", docs, re.MULTILINE)}
-    assert set(told) == set(measured)
-    assert told == pytest.approx(measured, abs=2), measured
+    documented = {kind: int(found) for kind, found in re.findall(r"^\| ([^|]+) \| (\d+) of 40 \|$", docs, re.MULTILINE)}
+    assert set(documented) == set(measured)
+    assert documented == pytest.approx(measured, abs=2), measured

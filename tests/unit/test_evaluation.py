@@ -323,17 +323,17 @@ def test_samples_are_of_questions_in_their_own_form(plain, asked_otherwise, tmp_
 
 
 def test_an_evaluation_is_finished_before_it_is_in_its_place(plain, few, tmp_path):
-    seen = []
+    states = []
 
     def finish(folder, metrics):
-        seen.append((folder != tmp_path / "a", (tmp_path / "a").exists(), metrics["n_images"]))
+        states.append((folder != tmp_path / "a", (tmp_path / "a").exists(), metrics["n_images"]))
         (folder / "report.html").write_text("whole")
 
     def dies(*_):
         raise RuntimeError("out of memory")
 
     evaluate(plain, tmp_path, "m", few, tmp_path / "a", predictor=Fake(), finish=finish)
-    assert seen == [(True, False, 8)]
+    assert states == [(True, False, 8)]
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"metrics.json", "predictions", "report.html", "samples"}
     assert (tmp_path / "a" / "report.html").read_text() == "whole"
     fake = Fake()

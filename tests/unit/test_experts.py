@@ -53,10 +53,10 @@ class Detector:
 
     def __init__(self, *faces):
         self.faces = faces
-        self.seen = []
+        self.inputs = []
 
     def __call__(self, pixels):
-        self.seen.append(pixels)
+        self.inputs.append(pixels)
         anchors = mediapipe._anchors()
         regressed, logits = np.zeros((len(anchors), 16)), np.full((len(anchors), 1), -20.0)
         for x, y, size, probability in self.faces:
@@ -73,10 +73,10 @@ class Mesh:
 
     def __init__(self, probability=0.99):
         self.logit = np.log(probability / (1 - probability))
-        self.seen = []
+        self.inputs = []
 
     def __call__(self, pixels):
-        self.seen.append(pixels)
+        self.inputs.append(pixels)
         points = mesh_of(scale=mediapipe.MESH_SIDE / 4, middle=(mediapipe.MESH_SIDE / 2, mediapipe.MESH_SIDE / 2))
         return [points.reshape(1, 1, -1), np.array([[[self.logit]]])]
 
@@ -150,7 +150,7 @@ def test_the_box_stands_in_with_a_margin_where_nothing_is_detected():
     picture, mesh = Image.new("RGB", (128, 128)), Mesh()
     picture.paste((255, 255, 255), (44, 34, 84, 94))
     face_points(picture, [44.0, 34.0, 84.0, 94.0], nothing, mesh)
-    shown = mesh.seen[0].mean(axis=2) > 0.5
+    shown = mesh.inputs[0].mean(axis=2) > 0.5
     assert shown.any(axis=1).mean() == pytest.approx(1 / 1.25, abs=0.02)
     assert shown.any(axis=0).mean() == pytest.approx(40 / 60 / 1.25, abs=0.02)
 
@@ -158,11 +158,11 @@ def test_the_box_stands_in_with_a_margin_where_nothing_is_detected():
 def test_networks_see_what_they_were_trained_on():
     detector, mesh = Detector((64.0, 64.0, 60.0, 0.9)), Mesh()
     face_points(Image.new("RGB", (200, 200), (255, 0, 128)), None, detector, mesh)
-    assert detector.seen[0].shape == (mediapipe.DETECTOR_SIDE, mediapipe.DETECTOR_SIDE, 3)
-    assert detector.seen[0][64, 64] == pytest.approx((1, -1, 0), abs=0.01)  # -1..1
-    assert len(mesh.seen) == 2  # once around the detection, once around the points
-    assert mesh.seen[1].shape == (mediapipe.MESH_SIDE, mediapipe.MESH_SIDE, 3)
-    assert mesh.seen[1][96, 96] == pytest.approx((1, 0, 0.5), abs=0.01)  # 0..1
+    assert detector.inputs[0].shape == (mediapipe.DETECTOR_SIDE, mediapipe.DETECTOR_SIDE, 3)
+    assert detector.inputs[0][64, 64] == pytest.approx((1, -1, 0), abs=0.01)  # -1..1
+    assert len(mesh.inputs) == 2  # once around the detection, once around the points
+    assert mesh.inputs[1].shape == (mediapipe.MESH_SIDE, mediapipe.MESH_SIDE, 3)
+    assert mesh.inputs[1][96, 96] == pytest.approx((1, 0, 0.5), abs=0.01)  # 0..1
 
 
 @pytest.fixture

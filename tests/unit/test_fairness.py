@@ -132,12 +132,12 @@ def test_rare_classes_raise_no_false_alarm(quick):
     for seed in range(80):
         draw = np.random.default_rng(seed)
         truth = draw.random((60, len(items))) < 0.05
-        told = draw.random(truth.shape) < np.where(truth, 0.7, 0.97)
+        answered = draw.random(truth.shape) < np.where(truth, 0.7, 0.97)
         rows, parsed = [], []
         for person, column in np.ndindex(truth.shape):
             here = bool(truth[person, column])
             rows.append((str(person), person, "attributes", items[column], "yes" if here else "no"))
-            parsed.append("yes" if here == told[person, column] else "no")
+            parsed.append("yes" if here == answered[person, column] else "no")
         groups = {str(person): {"gender": ("female", "male")[person % 2]} for person in range(60)}
         gaps = fairness.measure(quick, sheet_of(rows, groups), parsed)["attributes"]["gender"]["gaps"]
         alarms += gaps[0]["p_holm"] < 0.05
@@ -148,15 +148,15 @@ def test_people_who_are_all_alike_in_each_group_are_told_apart(settings):
     """Nobody differs within a group, so that no resample does; women are told a year too many, men nine."""
     rows, groups = of_women_and_men("age", "age", lambda *_: "30")
 
-    def told(*said):
+    def figures(*said):
         parsed = [said[person % 2] for person in range(PEOPLE)]
         return fairness.measure(settings, sheet_of(rows, groups), parsed)["age"]
 
-    kinds = told("31", "39")
+    kinds = figures("31", "39")
     assert kinds["gender"]["largest"]["value"] == -8
     assert kinds["gender"]["largest"]["p_holm"] < 1e-6
     assert len(fairness.beyond(kinds, 1)) == 1
-    largest = told("31", "31")["gender"]["largest"]
+    largest = figures("31", "31")["gender"]["largest"]
     assert (largest["value"], largest["p_holm"], largest["minimum_detectable_difference"]) == (0, 1, None)
 
 

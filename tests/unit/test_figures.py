@@ -89,11 +89,11 @@ def test_sampled_answers_do_not_depend_on_order():
 def test_the_summary_tells_the_surest_gap_and_flatten_gives_text_by_dotted_name():
     values = {"a": {"b": 1, "c": None, "d": {}}, "e": "text", "f": [1, 2]}
     assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
-    told = figures.trust(example.METRICS)
-    assert (told["gaps"]["surest"]["task"], told["gaps"]["surest"]["value"]) == ("attributes", 0.14)
+    summary = figures.trust(example.METRICS)
+    assert (summary["gaps"]["surest"]["task"], summary["gaps"]["surest"]["value"]) == ("attributes", 0.14)
     assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None, "minimum_detectable_difference": {}}
-    json.dumps(told)
-    assert figures.trust_metrics(told)["fairness/gaps/shown"] == 1.0
+    json.dumps(summary)
+    assert figures.trust_metrics(summary)["fairness/gaps/shown"] == 1.0
 
 
 def test_figures_are_drawn_of_whatever_there_is(tmp_path):

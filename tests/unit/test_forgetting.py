@@ -97,7 +97,7 @@ def test_revisions_are_rewritten_and_others_are_left_to_the_bit(place, version, 
     report = forget(place, image=target["image_id"], **ADA)
 
     assert [entry["revision"] for entry in report["revisions"]] == [one.sha, three.sha]
-    assert [report["revisions"][0][told] for told in ("rows", "shards")] == [{"faces": 1, "conversations": 1}] * 2
+    assert [report["revisions"][0][key] for key in ("rows", "shards")] == [{"faces": 1, "conversations": 1}] * 2
     assert (report["found"], report["finished"]) == (0, True)
     assert occurrences(place.home, target["image"]["bytes"]) == []
     for old, count in ((one, 39), (three, 19)):
@@ -114,10 +114,10 @@ def test_revisions_are_rewritten_and_others_are_left_to_the_bit(place, version, 
     restore(place, two.sha, tmp_path / "after")
     assert trees(tmp_path / "after") == trees(tmp_path / "before")
     assert trees(tmp_path / "after") == [digests.of_tree(table) for table in others]
-    told = {entry["sha"]: entry for entry in log(place)}
-    assert told[two.sha]["replaced_by"] is None
-    assert told[told[one.sha]["replaced_by"]]["replaces"] == [one.sha]
-    assert f"replaced by {told[one.sha]['replaced_by'][:12]}" in render_log(log(place))
+    entries = {entry["sha"]: entry for entry in log(place)}
+    assert entries[two.sha]["replaced_by"] is None
+    assert entries[entries[one.sha]["replaced_by"]]["replaces"] == [one.sha]
+    assert f"replaced by {entries[one.sha]['replaced_by'][:12]}" in render_log(log(place))
 
 
 def test_shards_without_the_row_keep_their_bytes(place, faces_table, conversations_table, face_rows, tmp_path):
@@ -184,7 +184,7 @@ def test_unclear_requests_are_refused_and_change_nothing_and_what_is_not_here_is
         return rows
 
     revision, _, _ = version(alike)
-    for named, told in (
+    for named, message in (
         ({}, "name what to forget"),
         ({"image": "a" * 64, "subject": "x:y"}, "name what to forget"),
         ({"image": "abcdef"}, "at least 8"),
@@ -196,8 +196,8 @@ def test_unclear_requests_are_refused_and_change_nothing_and_what_is_not_here_is
         ({"subject": "render:1", "by": " "}, "nobody is named"),
         ({"subject": "render:1", "reason": " "}, "needs a reason"),
     ):
-        refuses(told, forget, place, **{**ADA, **named})
-        assert (Tombstones.of(place).entries, has(place, revision.sha)) == ((), True), told
+        refuses(message, forget, place, **{**ADA, **named})
+        assert (Tombstones.of(place).entries, has(place, revision.sha)) == ((), True), message
     report = forget(place, image="ab" * 4 + "0", **ADA)
     assert report["keys"]["image"] == ["ab" * 4 + "0" * 56]
     report = forget(place, image="e" * 64, **ADA)
@@ -296,9 +296,9 @@ def test_every_copy_goes_and_models_are_named(place, version, face_rows):
     assert report["replies"] == 1
     stages = ("align", "instruct")
     assert report["models"] == [{"digest": named[stage], "stage": stage, "saw": "training"} for stage in stages]
-    told = {"name": "face-mllm", "version": 4, "digest": named["instruct"], "saw": "training"}
-    told |= {"decision": "unknown", "by": None, "at": None, "aliases": [], "serves": ["production"]}
-    assert report["versions"] == [told]
+    expected = {"name": "face-mllm", "version": 4, "digest": named["instruct"], "saw": "training"}
+    expected |= {"decision": "unknown", "by": None, "at": None, "aliases": [], "serves": ["production"]}
+    assert report["versions"] == [expected]
     assert digests.of_tree(place.home / "store" / named["instruct"]) == before, "models are never deleted"
     for path in (
         *(place.runs / name for name in ("other/report.html", "other/face.jpg", "shows/summary.json")),
@@ -313,11 +313,11 @@ def test_every_copy_goes_and_models_are_named(place, version, face_rows):
     chain = lineage(place, named["instruct"]).nodes
     kept = {named["align"], named["conversations"], named["faces"], "source:render"}
     assert kept <= set(chain), "the chain outlives the pictures"
-    told = f"deleted {report['at'][:10]} to forget a picture: she asked (report {report['id']})"
-    assert told in chain[named["faces"]].text
+    expected = f"deleted {report['at'][:10]} to forget a picture: she asked (report {report['id']})"
+    assert expected in chain[named["faces"]].text
     down = lineage(place, shown["image_id"]).nodes
     assert {named["faces"], named["conversations"], named["align"], "face-mllm/4"} <= set(down)
-    assert told in down[f"image:{shown['image_id']}"].text
+    assert expected in down[f"image:{shown['image_id']}"].text
     assert chain["face-mllm/4"].facts["serves"] == ["production"]
     summary = {"steps": [{"name": "evaluate", "digest": named["evaluation"]}]}
     (place.runs / "shows" / "summary.json").write_text(json.dumps(summary))
@@ -355,10 +355,10 @@ def test_decisions_come_from_signed_statements(place, monkeypatch, tmp_path):
         registry.Version(version=1, digest="b" * 64, evaluation="e" * 64, **common),
     ]
     monkeypatch.setattr(registry, "versions", lambda settings: versions)
-    seen = [{"digest": digest, "stage": "specialize", "saw": "training"}]
-    told = models_room.registered(place, seen, {"c" * 64: {"train"}})
-    assert told["asked"]
-    found = [(v["version"], v["decision"], v["by"], v["aliases"]) for v in told["versions"]]
+    affected = [{"digest": digest, "stage": "specialize", "saw": "training"}]
+    registered = models_room.registered(place, affected, {"c" * 64: {"train"}})
+    assert registered["asked"]
+    found = [(v["version"], v["decision"], v["by"], v["aliases"]) for v in registered["versions"]]
     assert found == [(2, "approved", "Ada", ["champion"]), (3, "pending", None, [])]
 
 

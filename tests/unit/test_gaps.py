@@ -20,12 +20,12 @@ def test_where_no_group_is_worse_a_gap_is_shown_one_time_in_twenty(kind, people)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_injected_gap_is_shown_the_more_often_the_larger_it_is_and_the_more_people_there_are(kind):
-    seen = [[shown(drawn(kind, 200, people, people, gap, seed=2)).mean() for gap in GAPS] for people in (40, 80, 160)]
-    assert (np.diff(seen, axis=0) > -0.05).all()
-    assert (np.diff(seen, axis=1) > -0.05).all()
+    power = [[shown(drawn(kind, 200, people, people, gap, seed=2)).mean() for gap in GAPS] for people in (40, 80, 160)]
+    assert (np.diff(power, axis=0) > -0.05).all()
+    assert (np.diff(power, axis=1) > -0.05).all()
     if kind != "error in units":  # there a gap is 10 to 20 % of the error
-        assert seen[0][2] > 0.7
-        assert seen[2][0] > 0.8
+        assert power[0][2] > 0.7
+        assert power[2][0] > 0.8
 
 
 @pytest.mark.parametrize("kind", KINDS)

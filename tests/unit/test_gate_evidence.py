@@ -235,19 +235,19 @@ def context(home, inputs, nested, tmp_path):
 @pytest.fixture
 def mlflow(home, monkeypatch):
     """The registry as the steps see it: who is champion, what was registered, what lost its standing."""
-    seen = SimpleNamespace(champion=None, registered=[], withdrawn=[])
+    fake = SimpleNamespace(champion=None, registered=[], withdrawn=[])
 
     def register(settings, **given):
         if not given["gate"]["passed"]:
             raise UserError(f"the gate refused: {given['gate']['reasons'][0]}")
-        seen.registered.append(given)
+        fake.registered.append(given)
         return SimpleNamespace(name="m", version=1)
 
-    monkeypatch.setattr(registry, "champion", lambda _: seen.champion)
-    monkeypatch.setattr(registry, "find_version", lambda *_: seen.champion)
+    monkeypatch.setattr(registry, "champion", lambda _: fake.champion)
+    monkeypatch.setattr(registry, "find_version", lambda *_: fake.champion)
     monkeypatch.setattr(registry, "register", register)
-    monkeypatch.setattr(registry, "withdraw", lambda _, model, reasons: seen.withdrawn.append((model, reasons)))
-    return seen
+    monkeypatch.setattr(registry, "withdraw", lambda _, model, reasons: fake.withdrawn.append((model, reasons)))
+    return fake
 
 
 def test_registering_judges_again_whatever_a_stored_record_of_the_gate_says(home, mlflow, tmp_path):

@@ -222,14 +222,14 @@ def test_a_loosened_limit_lets_the_model_pass_and_is_told_wherever_somebody_deci
     loose = settings_module.load("laptop", [*STRICT, f"ingest.ledger={rules.ingest.ledger}", override])
     decision = judged(loose, BREAKS[broken])
     assert decision.passed, decision.reasons
-    (told,) = decision.loosened
-    assert told["key"] == key
-    assert told["default"] == limits(settings_module.plain())[key].value
+    (loosened,) = decision.loosened
+    assert loosened["key"] == key
+    assert loosened["default"] == limits(settings_module.plain())[key].value
     assert decision.reasons[1].startswith(f"gate loosened by: {key} ")
     for check in decision.checks:
         assert check["change"] == ("loosened" if check["setting"] == key else check["change"])
         if check["setting"] == key:
-            assert (check["asked"], check["default"]) == (told["value"], told["default"])
+            assert (check["asked"], check["default"]) == (loosened["value"], loosened["default"])
 
 
 def test_tightened_limits_are_marked_and_loosen_nothing(rules):

@@ -269,8 +269,8 @@ def test_an_injected_bias_is_refused_and_an_equal_model_passes(settings, table, 
     found = decide(rules, table, evaluation(tmp_path / "biased", table, "bb", edit=biased))
     assert ("fairness", "expression") in failed(found)
     assert ("fairness", "gender") not in failed(found)
-    told = re.compile("between (young and old|old and young).* is shown to exceed 0.25, corrected for 2 pairs")
-    assert any(map(told.search, found.reasons))
+    pattern = re.compile("between (young and old|old and young).* is shown to exceed 0.25, corrected for 2 pairs")
+    assert any(map(pattern.search, found.reasons))
     for limit, unlimited in ((1.0, False), (None, True)):
         free = decide(with_gaps(rules, expression=limit), table, tmp_path / "biased")
         assert free.passed is True
@@ -338,15 +338,15 @@ def of_two_groups(people, draw, odds, others):
 def test_a_fairness_rule_asks_for_the_power_to_see_what_it_forbids(settings, people, odds, power, passed):
     rules = with_gaps(settings, expression=0.25)
     rules = rules.model_copy(update={"promote": rules.promote.model_copy(update={"fairness_power": power})})
-    gone_as_told = 0
+    as_expected = 0
     for seed in range(10):
         fair = fairness.measure(rules, *of_two_groups(people, np.random.default_rng(seed), odds, 0.9))
         checks = judge(rules, {"tasks": {}, "closed_mean": None, "fairness": fair}).checks
         (check,) = [check for check in checks if check["kind"] == "fairness"]
-        gone_as_told += check["passed"] is passed
+        as_expected += check["passed"] is passed
         blind = check["minimum_detectable_difference"] > 0.25
         assert blind == ("too few people to see that: the minimum detectable difference of" in check["reason"])
-    assert gone_as_told >= 9
+    assert as_expected >= 9
 
 
 def test_gaps_of_an_earlier_version_are_tested_again(settings, metrics):

@@ -91,23 +91,23 @@ def through(server):
     )
 
     def go(body, max_bytes=1000):
-        seen, data = [], json.dumps(body).replace("HOST", f"http://faces.test:{port}").encode()
+        received, data = [], json.dumps(body).replace("HOST", f"http://faces.test:{port}").encode()
 
         async def app(scope, receive, send):
-            seen.append(await receive())
+            received.append(await receive())
 
         async def receive():
             return {"type": "http.request", "body": data, "more_body": False}
 
         def refuse(path, refused):
             async def answer(scope, receive, send):
-                seen.append((refused.status, refused.reason))
+                received.append((refused.status, refused.reason))
 
             return answer
 
         scope = {"type": "http", "method": "POST", "path": "/"}
         asyncio.run(FetchImages(app, fetcher, max_bytes, refuse)(scope, receive, None))
-        (found,) = seen
+        (found,) = received
         return json.loads(found["body"]) if isinstance(found, dict) else found
 
     return go

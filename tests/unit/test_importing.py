@@ -71,8 +71,8 @@ def test_a_row_holds_what_the_face_says(run):
     assert row["original_id"] == hashlib.sha256(encode(squares())).hexdigest()
     assert (row["image_id"], row["width"], row["height"]) == (digests.of_bytes(row["image"]["bytes"]), 80, 60)
     assert mapping(row["attributes"]) == {"Young": True, "Bald": False}
-    told = [(said["field"], said["origin"]) for said in row["provenance"]]
-    assert told == [(name, "source") for name in ("action_units", "age", "attributes")]
+    origins = [(said["field"], said["origin"]) for said in row["provenance"]]
+    assert origins == [(name, "source") for name in ("action_units", "age", "attributes")]
 
 
 def test_crop_box_landmarks_and_mask_move_together(run):
@@ -302,8 +302,8 @@ def test_a_fingerprint_changes_with_the_files_and_only_with_them(tmp_path):
     source = Source(name="imagefolder", root=str(tmp_path))
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.jpg").write_bytes(b"1")
-    seen = [fingerprint(source)]
-    assert fingerprint(source) == seen[0]
+    fingerprints = [fingerprint(source)]
+    assert fingerprint(source) == fingerprints[0]
 
     for change in (
         lambda: (tmp_path / "a/2.jpg").write_bytes(b"1"),
@@ -313,10 +313,10 @@ def test_a_fingerprint_changes_with_the_files_and_only_with_them(tmp_path):
         lambda: (tmp_path / "2.jpg").rename(tmp_path / "3.jpg"),
     ):
         change()
-        assert fingerprint(source) not in seen
-        seen.append(fingerprint(source))
+        assert fingerprint(source) not in fingerprints
+        fingerprints.append(fingerprint(source))
     (tmp_path / "3.jpg").unlink()
-    assert fingerprint(source) == seen[0]
+    assert fingerprint(source) == fingerprints[0]
     assert fingerprint(Source(name="render")) == ""
 
 

@@ -36,7 +36,7 @@ def turns_of(*rows):
     )
 
 
-def told(names, *rows):
+def labels_of(names, *rows):
     """What each row tells, by name: True, False, or nothing where unknown."""
     found = characteristics(names, turns_of(*rows))
     return found, [
@@ -78,10 +78,10 @@ def test_every_relation_of_the_file_loads_and_says_something_of_its_own():
 def test_a_broken_entry_is_refused_by_file_entry_and_key(tmp_path, text, says):
     path = tmp_path / "relations.yaml"
     path.write_text(text)
-    told = refuses(None, load, path)
-    assert told.startswith(f"{path}: ")
-    assert says in told
-    assert "\n" not in told
+    message = refuses(None, load, path)
+    assert message.startswith(f"{path}: ")
+    assert says in message
+    assert "\n" not in message
     refuses("cannot be read as relations", load, tmp_path / "none.yaml")
 
 
@@ -97,7 +97,7 @@ def test_what_a_relation_says_of_a_part_of_its_attributes():
 
 
 def test_answers_in_every_way_tell_what_they_settle():
-    found, rows = told(
+    found, rows = labels_of(
         ["attributes", "expression"],
         [("attributes", "eyewear", "Eyeglasses"), ("attributes", "Bangs", "yes"), ("expression", "expression", "fear")],
         [("attributes", "eyewear", "false", "statement", "Eyeglasses"), ("attributes", "Bangs", "no")],
@@ -125,7 +125,7 @@ def test_answers_in_every_way_tell_what_they_settle():
 
 
 def test_an_attribute_is_one_node_whichever_question_asks_for_it():
-    found, rows = told(
+    found, rows = labels_of(
         ["attributes", "presence"], [("attributes", "eyewear", "Sunglasses")], [("presence", "Eyeglasses", "yes")]
     )
     assert found.names == ("Eyeglasses",)  # of the others no row tells both yes and no
@@ -141,11 +141,11 @@ def test_an_attribute_is_one_node_whichever_question_asks_for_it():
     ],
 )
 def test_turns_that_give_no_node_or_that_the_task_does_not_know_are_refused(names, rows, complaint):
-    refuses(complaint, told, names, *rows)
+    refuses(complaint, labels_of, names, *rows)
 
 
 def test_what_a_mirror_changes_gives_no_node():
-    found, _ = told(
+    found, _ = labels_of(
         ["head_pose_bins"],
         [("head_pose_bins", "yaw_bin", "10_20"), ("head_pose_bins", "pitch_bin", "10_20")],
         [("head_pose_bins", "yaw_bin", "-10_0"), ("head_pose_bins", "pitch_bin", "-10_0")],
@@ -171,10 +171,10 @@ def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path, mo
         writer.write(rows)
     turns = read_turns(open_table(tmp_path / "talk", CONVERSATIONS), "train")
     found = characteristics(["attributes"], turns)
-    told_R = np.array([len(rows[number]["turns"]) == 2 for number in turns.pixel_row])
-    assert 0.2 < told_R.mean() < 0.5
-    assert (found.labels_RN[~told_R] == -1).all()
-    assert (found.labels_RN[told_R] == np.eye(3, dtype=int)[wears[turns.pixel_row[told_R]]]).all()
+    labelled_R = np.array([len(rows[number]["turns"]) == 2 for number in turns.pixel_row])
+    assert 0.2 < labelled_R.mean() < 0.5
+    assert (found.labels_RN[~labelled_R] == -1).all()
+    assert (found.labels_RN[labelled_R] == np.eye(3, dtype=int)[wears[turns.pixel_row[labelled_R]]]).all()
 
 
 def test_a_choice_is_a_relation_of_its_own():

@@ -136,8 +136,8 @@ def test_a_worse_model_is_put_back_and_the_object_names_the_former_again(world: 
     put: list[str] = []
     world.release(one, "1", put)
     before = world.object()["spec"]["predictor"]
-    told = refuses(rf"{said}(.|\n)*production serves version 1 again", world.release, worse, "2", put)
-    assert ("% of the requests it was worse" in told) == (kind != "refused")
+    message = refuses(rf"{said}(.|\n)*production serves version 1 again", world.release, worse, "2", put)
+    assert ("% of the requests it was worse" in message) == (kind != "refused")
     assert world.serves == {one[1]: 100}
     assert len(put) == 1
     found = world.object()
@@ -180,8 +180,8 @@ def test_one_that_never_gets_ready_is_one_line_with_the_last_events(world: World
         metadata = {"name": f"e{number}", "namespace": PRODUCTION[0]}
         world.cluster.put({"apiVersion": "v1", "kind": "Event", "metadata": metadata, **about})
     world.settings = limited(world, "2s")
-    told = refuses("was not ready within 2s: RevisionMissing", world.release, never, "2", put := [])
-    assert "last events: Failed: ImagePullBackOff\nproduction serves version 1 again" in told
+    message = refuses("was not ready within 2s: RevisionMissing", world.release, never, "2", put := [])
+    assert "last events: Failed: ImagePullBackOff\nproduction serves version 1 again" in message
     assert len(put) == 1
     assert world.serves == {one[1]: 100}
 
@@ -403,17 +403,17 @@ def test_by_gitops_a_commit_is_what_the_cluster_comes_to_show(world: World, repo
 
     def sync() -> None:
         """What Argo CD does."""
-        seen = ""
+        last = ""
         while not end.wait(0.2):
             head = git(repository, "rev-parse", "main").strip()
-            if head != seen:
+            if head != last:
                 listed = git(repository, "ls-tree", "-r", "--name-only", head)
                 if "production/model.yaml" in listed:
                     body = yaml.safe_load(git(repository, "show", f"{head}:production/model.yaml"))
                     world.cluster.put(body | {"status": (world.object() or {}).get("status", {})})
                 else:
                     world.cluster.remove("InferenceService", PRODUCTION[1], PRODUCTION[0])
-                seen = head
+                last = head
 
     thread = threading.Thread(target=sync, daemon=True)
     thread.start()

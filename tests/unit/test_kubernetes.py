@@ -92,12 +92,12 @@ def test_of_a_server_side_apply_each_manager_keeps_its_fields(as_, cluster: Clus
 
 @pytest.mark.parametrize("trouble", ["none", "gone", "away", "busy"])
 def test_a_watch_tells_every_change_and_mends_itself(as_, cluster: Cluster, trouble: str) -> None:
-    api, seen = as_(), []
+    api, observed = as_(), []
     cluster.put(config_map(a="1"))
     for found in api.watch(CONFIG_MAP, "one", tick_s=5):
         data = (found or {}).get("data", {}).get("a")
-        if data not in seen:
-            seen.append(data)
+        if data not in observed:
+            observed.append(data)
             if data == "1":
                 if trouble == "gone":
                     cluster.gone = 1
@@ -109,7 +109,7 @@ def test_a_watch_tells_every_change_and_mends_itself(as_, cluster: Cluster, trou
                 threading.Thread(target=cluster.remove, args=["ConfigMap", "one"]).start()
         if data is None:
             break
-    assert seen == ["1", "2", None]
+    assert observed == ["1", "2", None]
     watches = [one for one in cluster.asked if one.verb == "watch"]
     assert {one.name for one in watches} == {"one"}, "RBAC can allow it by name"
 

@@ -88,8 +88,8 @@ def test_pictures_of_different_sizes_are_said():
     peer = row("peer", cost=row("peer")["cost"] | {"side": 448, "image_tokens": None})
     board = {"benchmark": None, "sources": ["render"], "split": "test", "differences": []}
     models, _ = report.tables({**board, "models": [row("tuned", "base"), other, peer]})
-    told = {cells[0]: dict(zip(models.head, cells, strict=True))["pictures"] for cells in models.rows}
-    assert told == {"tuned": "112 px, 16 tokens", "base": "448 px, 256 tokens", "peer": "at most 448 px"}
+    pictures = {cells[0]: dict(zip(models.head, cells, strict=True))["pictures"] for cells in models.rows}
+    assert pictures == {"tuned": "112 px, 16 tokens", "base": "448 px, 256 tokens", "peer": "at most 448 px"}
     assert models.notes[0].startswith(
         "tuned and base were shown pictures of different sizes (112 px, 16 tokens; 448 px"
     )

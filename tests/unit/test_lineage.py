@@ -89,10 +89,10 @@ def test_a_served_answers_digest_leads_to_licences_and_commit(home, decided, nam
 def test_the_tree_says_each_thing_once_and_fits(home, decided, named) -> None:
     graph = lineage(home, "1")
     for width in (80, 200):
-        told = plain(graph, width)
-        assert max(map(cell_len, told)) <= width
+        printed = plain(graph, width)
+        assert max(map(cell_len, printed)) <= width
         for step in ("align", "specialize", "evaluate", "reformat", "annotate", "ingest"):
-            assert sum(named[step][:12] in line for line in told) == 1, step
+            assert sum(named[step][:12] in line for line in printed) == 1, step
     words = [line.strip("│├└─← ").split()[0] for line in plain(graph)]
     order = ["version", "release", "gate", "approve", "bundle", "evaluate", "specialize", "align", "reformat"]
     assert [word for word in words if word in order] == order
@@ -166,11 +166,11 @@ def test_after_forgetting_the_chain_says_what_was_forgotten(home, rows, named) -
     (home.home / "forgotten" / "0123456789ab.json").write_text(json.dumps({**report, "results": results}))
     up = lineage(home, "1")
     assert "source:render" in up.nodes, "the chain to the licences stays"
-    told = "deleted 2026-11-28 to forget a person (1 pictures): she asked (report 0123456789ab)"
-    assert told in up.nodes[named["ingest"]].text
+    text = "deleted 2026-11-28 to forget a person (1 pictures): she asked (report 0123456789ab)"
+    assert text in up.nodes[named["ingest"]].text
     down = lineage(home, gone["image_id"])
     assert {"ingest", "annotate", "reformat", "align", "specialize", "version"} <= set(kinds(down))
-    assert told in down.nodes[down.roots[0]].text
+    assert text in down.nodes[down.roots[0]].text
     assert lineage(home, gone["subject_id"][:8]).roots == [f"subject:{gone['subject_id']}"]
 
 
@@ -203,9 +203,9 @@ def test_a_chain_of_ten_thousand_is_walked_without_recursion(tmp_path) -> None:
         (keys / f"{digest}.json").write_text(json.dumps(record))
     graph = lineage(promoted.settings_of(tmp_path / "home"), digests[-1])
     assert len(graph.nodes) == 10_000
-    told = plain(graph)
-    assert len(told) <= SHOWN + 3
-    assert any("more (" in line for line in told)
+    printed = plain(graph)
+    assert len(printed) <= SHOWN + 3
+    assert any("more (" in line for line in printed)
     page(graph.as_json())
 
 
@@ -216,12 +216,12 @@ def test_many_results_fold_around_what_is_served(home, decided, named) -> None:
         inputs = {"model": digest, "conversations": named["reformat"]}
         promoted.keep(home.home, "evaluate", of_bytes(digest.encode()), inputs)
     graph = lineage(home, named["ingest"], "down")
-    told = plain(graph)
-    assert len(told) <= SHOWN + 8
-    text = "\n".join(told)
+    printed = plain(graph)
+    assert len(printed) <= SHOWN + 8
+    text = "\n".join(printed)
     assert "version" in text
     assert "Ada Lovelace" in text
-    counted = [int(word) for line in told if "more (" in line for word in line.split() if word.isdigit()]
+    counted = [int(word) for line in printed if "more (" in line for word in line.split() if word.isdigit()]
     assert sum(counted) >= 570
     everything = plain(graph, everything=True)
     assert len(everything) > 600
@@ -250,11 +250,11 @@ def test_the_page_is_whole_and_escapes_what_people_wrote(home, decided, tmp_path
     where = ["--set", f"storage.home={home.home}", "--set", "tracking.uri=http://127.0.0.1:9"]
     done = CliRunner().invoke(app, ["lineage", "1", "--html", str(out), *where])
     assert done.exit_code == 0, done.output
-    seen = Page(out.read_text("utf-8"))
-    assert "svg" in seen.tags
-    assert seen.text.count(HOSTILE) >= 2
-    assert "Ada Lovelace" in seen.text
-    assert "rejected" in seen.text
+    drawn = Page(out.read_text("utf-8"))
+    assert "svg" in drawn.tags
+    assert drawn.text.count(HOSTILE) >= 2
+    assert "Ada Lovelace" in drawn.text
+    assert "rejected" in drawn.text
     whole = lineage(home, "1", "both").as_json()
     assert drawing(whole).count("<rect") == len([node for node in whole["nodes"] if node["kind"] != "commit"])
 
@@ -293,8 +293,8 @@ def test_a_model_from_elsewhere_says_itself_what_made_it(home, named) -> None:
     digest = of_bytes(b"fetched")
     folder = home.home / "store" / digest
     folder.mkdir()
-    told = {"stage": "instruct", "inputs": {"conversations": named["reformat"]}, "sources": ["render"]}
-    (folder / "lineage.json").write_text(json.dumps(told))
+    facts = {"stage": "instruct", "inputs": {"conversations": named["reformat"]}, "sources": ["render"]}
+    (folder / "lineage.json").write_text(json.dumps(facts))
     assert "source:render" in lineage(home, digest[:10]).nodes
     assert digest in lineage(home, named["reformat"], "down").nodes
 

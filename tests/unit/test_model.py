@@ -301,8 +301,8 @@ def test_packed_turns_equal_single_turns(preset, faces):
         position = torch.tensor([[p for part in places for p in part]])
         image = (ids[0] == predictor.frame.image_token_id).nonzero().flatten()
         pixels = normalise(torch.from_numpy(predictor.pixels(faces[0]))[None], processor.image_processor)
-        seen, family = visual_tokens(model, tower_features(model, pixels)), predictor.family
-        states = family.packed(model, seen, ids, torch.zeros_like(ids), block, position, image)
+        visual, family = visual_tokens(model, tower_features(model, pixels)), predictor.family
+        states = family.packed(model, visual, ids, torch.zeros_like(ids), block, position, image)
         packed = family.logits(model, states[len(prefix) :]).log_softmax(-1)
     start = 0
     for turn in turns:

@@ -168,22 +168,22 @@ def test_classes_are_looked_up_and_one_that_is_unknown_is_background():
 
 def test_what_the_language_model_sees_stands_in_order():
     pixels, maps = torch.randn(2, 3, 96, 96), torch.randint(0, 19, (2, 96, 96), dtype=torch.uint8)
-    seen = {}
+    outputs = {}
     for mode in MODES:
         model, _ = make(f"model.segmentation.mode={mode}", KNOWS)
         with torch.no_grad():
             features = tower_features(model, pixels)
             plain = model.model.multi_modal_projector(features)
             drawn = model.model.segmentation(maps)
-            seen[mode] = visual_tokens(model, features, maps)
+            outputs[mode] = visual_tokens(model, features, maps)
             features = model.get_image_features(pixel_values=pixels, segmentation=maps).pooler_output
-            torch.testing.assert_close(torch.stack(list(features)), seen[mode].tokens_BND)
+            torch.testing.assert_close(torch.stack(list(features)), outputs[mode].tokens_BND)
         visual = torch.cat([plain, drawn], 1) if mode == "append" else plain + drawn
-        torch.testing.assert_close(torch.cat(seen[mode].views, 1), visual)
-        assert len(seen[mode].views) == (2 if mode == "append" else 1)
-        torch.testing.assert_close(seen[mode].tokens_BND[:, : visual.shape[1]], visual)
-        assert seen[mode].tokens_BND.shape[1] == visual.shape[1] + 4
-        assert seen[mode].scores_BA.shape == (2, 3)
+        torch.testing.assert_close(torch.cat(outputs[mode].views, 1), visual)
+        assert len(outputs[mode].views) == (2 if mode == "append" else 1)
+        torch.testing.assert_close(outputs[mode].tokens_BND[:, : visual.shape[1]], visual)
+        assert outputs[mode].tokens_BND.shape[1] == visual.shape[1] + 4
+        assert outputs[mode].scores_BA.shape == (2, 3)
         assert model.model.additional_tokens == (14 if mode == "append" else 4)
 
 

@@ -113,7 +113,7 @@ def receivers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
 
 
 @contextmanager
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     lines: list[str] = []
     with caplog.at_level(logging.WARNING):
         yield lines
@@ -121,7 +121,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 def test_a_webhook_is_signed_as_its_receiver_checks(receivers, caplog) -> None:
-    with Receiver() as receiver, told(caplog) as lines:
+    with Receiver() as receiver, warnings(caplog) as lines:
         notices.notify(receivers(receiver.url), "decided", FACTS)
     assert lines == []
     [(path, headers, body)] = receiver.got
@@ -159,7 +159,7 @@ def test_the_receivers_check_needs_the_standard_library_alone_and_is_what_the_do
 
 
 def test_a_failing_server_is_asked_again_with_one_delivery(receivers, caplog) -> None:
-    with Receiver(503, 429, 204) as receiver, told(caplog) as lines:
+    with Receiver(503, 429, 204) as receiver, warnings(caplog) as lines:
         notices.notify(receivers(receiver.url), "requested", FACTS)
     assert lines == []
     assert len(receiver.got) == 3
@@ -171,7 +171,7 @@ def test_a_failing_server_is_asked_again_with_one_delivery(receivers, caplog) ->
     [(400, 1, "it answered 400"), (307, 1, "redirects are not followed"), (302, 1, "redirects are not followed")],
 )
 def test_a_refusal_is_one_line_and_no_redirect_is_followed(receivers, caplog, status, tries, words) -> None:
-    with Receiver() as other, Receiver(status, headers={"Location": other.url}) as receiver, told(caplog) as lines:
+    with Receiver() as other, Receiver(status, headers={"Location": other.url}) as receiver, warnings(caplog) as lines:
         notices.notify(receivers(receiver.url), "released", FACTS)
     assert (len(receiver.got), other.got) == (tries, [])
     [line] = lines
@@ -182,9 +182,9 @@ def test_a_refusal_is_one_line_and_no_redirect_is_followed(receivers, caplog, st
 
 def test_nobody_there_and_a_server_that_never_answers_stop_nothing(receivers, caplog, monkeypatch) -> None:
     monkeypatch.setattr(notices, "LIMIT_S", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent, told(caplog) as lines:
+    with socket.create_server(("127.0.0.1", 0)) as silent, warnings(caplog) as lines:
         notices.notify(receivers(f"http://127.0.0.1:{silent.getsockname()[1]}/"), "decided", FACTS)
-    with socket.socket() as bound, told(caplog) as more:
+    with socket.socket() as bound, warnings(caplog) as more:
         bound.bind(("127.0.0.1", 0))
         notices.notify(receivers(f"http://127.0.0.1:{bound.getsockname()[1]}/"), "decided", FACTS)
     assert [line for line in lines if "notice 'decided' was not sent (webhook 127.0.0.1)" in line]
@@ -192,7 +192,7 @@ def test_nobody_there_and_a_server_that_never_answers_stop_nothing(receivers, ca
 
 
 def test_without_a_secret_nothing_is_sent_unsigned(receivers, caplog, monkeypatch) -> None:
-    with Receiver() as receiver, told(caplog) as lines:
+    with Receiver() as receiver, warnings(caplog) as lines:
         settings = receivers(receiver.url)
         monkeypatch.delenv("FACEMLLM_WEBHOOK_SECRET")
         notices.notify(settings, "decided", FACTS)
@@ -282,7 +282,7 @@ def self_signed(name: str, folder: Path) -> tuple[Path, Path]:
 
 
 def test_mail_goes_to_the_list(receivers, caplog) -> None:
-    with Sink() as sink, told(caplog) as lines:
+    with Sink() as sink, warnings(caplog) as lines:
         notices.notify(receivers(port=sink.port), "decided", {**FACTS, "reason": "Grüße\nBcc: mallory@example.org"})
     assert lines == []
     assert [re.search("<(.*)>", one)[1] for one in sink.receivers] == ["ada@example.org", "grace@example.org"]
@@ -297,9 +297,9 @@ def test_mail_goes_to_the_list(receivers, caplog) -> None:
 
 
 def test_mail_that_is_refused_is_one_line(receivers, caplog) -> None:
-    with Sink(rcpt="550 no such user") as sink, told(caplog) as lines:
+    with Sink(rcpt="550 no such user") as sink, warnings(caplog) as lines:
         notices.notify(receivers(port=sink.port), "requested", FACTS)
-    with Sink(data="554 spam") as spam, told(caplog) as more:
+    with Sink(data="554 spam") as spam, warnings(caplog) as more:
         notices.notify(receivers(port=spam.port), "requested", FACTS)
     assert (sink.sessions, spam.sessions) == (1, 1)
     assert "it refused ada@example.org, grace@example.org" in lines[0]
@@ -308,7 +308,7 @@ def test_mail_that_is_refused_is_one_line(receivers, caplog) -> None:
 
 def test_a_mail_server_is_asked_again_when_busy(receivers, caplog, monkeypatch) -> None:
     monkeypatch.setattr(notices, "LIMIT_S", 2.0)
-    with Sink(data="451 later") as sink, told(caplog) as lines:
+    with Sink(data="451 later") as sink, warnings(caplog) as lines:
         notices.notify(receivers(port=sink.port), "requested", FACTS)
     assert sink.sessions > 1
     assert "451" in lines[0]
@@ -317,7 +317,7 @@ def test_a_mail_server_is_asked_again_when_busy(receivers, caplog, monkeypatch) 
 
 def test_a_password_is_needed_where_a_user_is(receivers, caplog) -> None:
     login = {"user": "ada", "password_env": "NOT_SET_HERE", "security": "starttls"}
-    with told(caplog) as lines:
+    with warnings(caplog) as lines:
         notices.notify(receivers(port=9, **login), "requested", FACTS)
     assert "set the environment variable NOT_SET_HERE" in lines[0]
 

@@ -45,7 +45,7 @@ def test_the_run_page_escapes_everything() -> None:
     gate = {"passed": False, "reasons": [HOSTILE], "checks": [check]}
     rows = words("key", "name", "licence", "status") | {"uses": [HOSTILE]}
     facts = words("run", "commit", "device", "profile", "approval") | {"overrides": [HOSTILE], "sources": [rows]}
-    told = {"cost": {HOSTILE: {HOSTILE: HOSTILE}}, "model": {HOSTILE: HOSTILE}}
+    more = {"cost": {HOSTILE: {HOSTILE: HOSTILE}}, "model": {HOSTILE: HOSTILE}}
     question = words("question", "metric", "answer", "raw") | {"score": 0.0}
     samples = [
         {"image_id": HOSTILE, "picture": "data:image/jpeg;base64,", "questions": [{**question, "parsed": parsed}]}
@@ -59,7 +59,7 @@ def test_the_run_page_escapes_everything() -> None:
         "relations": [audited],
         "branches": {HOSTILE: {HOSTILE: HOSTILE}},
     }
-    summary = {"gate": gate, "steps": [words("name", "digest", "figure")], **facts, **told}
+    summary = {"gate": gate, "steps": [words("name", "digest", "figure")], **facts, **more}
     html = run.page(summary, hostile(example.METRICS), samples, training, HOSTILE)
     assert Page(html).text.count(HOSTILE) > 60
     assert not RAW.search(html)

@@ -150,8 +150,12 @@ def test_what_is_declined_and_an_empty_answer_are_answers(peer):
 
 
 def endpoint(tmp_path, base_url="https://host.example/v1", *more):
-    told = [f"storage.home={tmp_path}", "annotate.vision_language.model=m", f"annotate.endpoint.base_url={base_url}"]
-    return settings_module.load("laptop", [*told, *more])
+    overrides = [
+        f"storage.home={tmp_path}",
+        "annotate.vision_language.model=m",
+        f"annotate.endpoint.base_url={base_url}",
+    ]
+    return settings_module.load("laptop", [*overrides, *more])
 
 
 def test_a_third_party_sees_only_what_the_ledger_allows(

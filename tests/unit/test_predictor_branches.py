@@ -120,8 +120,8 @@ def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
     values = normalise(pixels, predictor.processor.image_processor)
     with torch.no_grad():
         features = tower_features(predictor.model, values)
-        seen = visual_tokens(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
-    expected = 1 / (1 + np.exp(-seen.scores_BA[0].double().numpy()))
+        visual = visual_tokens(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
+    expected = 1 / (1 + np.exp(-visual.scores_BA[0].double().numpy()))
     assert list(characteristics_of(predictor, faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
 
 

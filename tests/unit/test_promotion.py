@@ -107,9 +107,9 @@ def test_a_version_is_asked_for_and_decided_on(home: Home, mlflow: Registry) -> 
     assert decide.await_decision(settings, 1, 0) == "rejected"
     decide.decide(settings, 1, "approve", "measured again", Who(ADA))
     assert decide.state(settings, 1) == "approved"
-    told = [(one["decision"], one["person"], one["counts"]) for one in overview.show(settings, 1)["statements"]]
+    statements = [(one["decision"], one["person"], one["counts"]) for one in overview.show(settings, 1)["statements"]]
     first = [("request", "pipeline", True), ("approve", ADA, False), ("revoke", GRACE, True), ("approve", ADA, True)]
-    assert told == first
+    assert statements == first
 
 
 def test_what_mlflow_says_decides_nothing(home: Home, mlflow: Registry) -> None:
@@ -545,8 +545,8 @@ def test_a_server_leaves_service_when_its_approval_is_withdrawn(home: Home, tmp_
     approval = watched(home, manifest.of(model).digest)
     found = approval.require()
     assert found.bundle == bundle
-    told = approval.info()
-    assert ([one["person"] for one in told["approvals"]], told["withdrawn"]) == ([ADA], None)
+    info = approval.info()
+    assert ([one["person"] for one in info["approvals"]], info["withdrawn"]) == ([ADA], None)
     heard: list[bool] = []
     changed = threading.Event()
     end = approval.watch(lambda ready: (heard.append(ready), changed.set()), every_s=0.02)

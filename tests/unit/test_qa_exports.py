@@ -59,9 +59,9 @@ def words(row):
 
 
 def test_llava_is_a_list_of_chats_with_one_picture_each(talks, limits, loaded, tmp_path):
-    told = export(limits, talks, tmp_path / "out", "llava")
+    summary = export(limits, talks, tmp_path / "out", "llava")
     made, rows = loaded("json", tmp_path / "out" / "train.json"), rows_of(talks)
-    assert told["kept"] == told["entries"] == len(made) == len(rows) == 24
+    assert summary["kept"] == summary["entries"] == len(made) == len(rows) == 24
     for entry, row in zip(made, rows, strict=True):
         assert entry["id"] == row["conversation_id"]
         assert [said["from"] for said in entry["conversations"]] == ["human", "gpt"] * len(row["turns"])
@@ -127,9 +127,9 @@ def outright(rows):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_facebench_asks_every_question_that_stands_alone_and_no_other(split, talks, limits, loaded, tmp_path):
-    told = export(limits, talks, tmp_path / "out", "facebench", split)
+    summary = export(limits, talks, tmp_path / "out", "facebench", split)
     made, asked = loaded("json", tmp_path / "out" / f"{split}.jsonl"), list(outright(rows_of(talks, split)))
-    assert len(made) == told["entries"] == len(asked)
+    assert len(made) == summary["entries"] == len(asked)
     for entry, (image_id, turn, text, reply) in zip(made, asked, strict=True):
         assert (entry["question_id"], entry["text"]) == (turn["template"], text)
         assert entry["gt_answer"].lower() == reply.lower()
@@ -158,9 +158,9 @@ def test_a_split_that_is_none_touches_no_file(name, talks, limits, tmp_path):
 def test_facexbench_reads_back_through_our_own_reader(talks, limits, loaded, tmp_path):
     from facemllm.ingest import benchmarks
 
-    told = export(limits, talks, tmp_path / "out", "facexbench", "train")
+    summary = export(limits, talks, tmp_path / "out", "facexbench", "train")
     found = list(benchmarks.read("facexbench", tmp_path / "out"))
-    assert len(found) == told["entries"] > 24
+    assert len(found) == summary["entries"] > 24
     alone = outright(rows_of(talks))
     truth = {(image_id, tasks.question_of(turn).item): said for image_id, turn, *said in alone}
     letters = set()
@@ -184,10 +184,10 @@ def test_exports_say_whose_pictures_they_are_and_come_out_the_same(name, talks, 
     first, again = (export(limits, talks, tmp_path / out, name) for out in ("a", "b"))
     assert first == again
     assert first["split"] == ("test" if name.startswith("face") else "train")
-    told = json.loads((tmp_path / "a" / "SOURCES.json").read_text())
-    assert [row["key"] for row in told["sources"]] == ["render"]
-    assert told["uses"] == ["train", "evaluate", "serve", "third_party"]
-    assert told["conversations"] == open_table(talks).digest
+    summary = json.loads((tmp_path / "a" / "SOURCES.json").read_text())
+    assert [row["key"] for row in summary["sources"]] == ["render"]
+    assert summary["uses"] == ["train", "evaluate", "serve", "third_party"]
+    assert summary["conversations"] == open_table(talks).digest
     export(limits, talks, tmp_path / "out", name, "train")
     for file in tmp_path.glob("out/**/*.json*"):  # no byte of a training export names what is held out
         assert b"earring" not in file.read_bytes().lower()
@@ -233,6 +233,6 @@ def test_texts_that_hold_the_image_mark_and_rows_of_several_pictures(conversatio
 def test_the_command(talks, tmp_path):
     result = CliRunner().invoke(app, ["export", str(talks), str(tmp_path / "out"), "--format", "trl", "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert (told["read"], told["kept"], told["quarantined"]) == (24, 24, 0)
-    assert told["digest"]
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["read"], summary["kept"], summary["quarantined"]) == (24, 24, 0)
+    assert summary["digest"]

@@ -151,19 +151,19 @@ def test_every_reply_reads_as_its_answer_and_training_uses_no_unseen_wording(tal
     every = [item for name in tasks.all_names() for item in tasks.get(name).items]
     unseen = {normal(wording) for item in every for wording in item.unseen}
     assert unseen
-    seen, shown = Counter(), set()
+    counts, shown = Counter(), set()
     for row in rows:
         for turn, asked, reply in exchanges(row):
             question = tasks.question_of(turn)
             assert asked == question.templates[int(turn["template"].rpartition("/")[2])]
-            seen[question.variant] += 1
+            counts[question.variant] += 1
             if question.form != "number":
                 assert tasks.read(question, reply) == turn["answer"]
             if row["split"] == "train":
                 assert normal(asked.split(" A. ")[0]) not in unseen
             else:
                 shown.add(normal(asked))
-    assert all(seen[way] for way in asking.VARIANTS)
+    assert all(counts[way] for way in asking.VARIANTS)
     assert unseen & shown
 
 

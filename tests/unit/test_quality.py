@@ -237,7 +237,7 @@ def test_every_check_was_shown_to_fail(broken):
 
 
 @pytest.mark.parametrize(
-    ("table", "check", "told"),
+    ("table", "check", "message"),
     [
         ("annotated", "caption_agrees", "(gender: the caption says female, the label male)"),
         ("annotated", "terms_allow_use", "(facexbench)"),
@@ -246,8 +246,8 @@ def test_every_check_was_shown_to_fail(broken):
         ("conversations", "questions_known", "(age age/999)"),
     ],
 )
-def test_a_failing_row_is_told_in_words(broken, table, check, told):
-    assert told in broken[(table, check)].line()
+def test_a_failing_row_is_told_in_words(broken, table, check, message):
+    assert message in broken[(table, check)].line()
 
 
 # what annotation does to a sound row, and what must then be found: the failing check and the column it tells
@@ -403,8 +403,8 @@ def test_warnings_and_a_lack_of_raw_faces_let_the_workflow_go_on(tables, sound_r
 
 def test_a_check_that_cannot_be_run_counts_as_critical():
     frame = pd.DataFrame({"row": [0], "image_id": ["a"], "age": ["old"]})
-    told = {"column": "age", "min_value": 0}
-    check = Check("age", "the age is a number", "info", "ExpectColumnValuesToBeBetween", told)
+    arguments = {"column": "age", "min_value": 0}
+    check = Check("age", "the age is a number", "info", "ExpectColumnValuesToBeBetween", arguments)
     (outcome,) = run_suite("faces", [check], frame)
     assert (outcome.passed, outcome.severity) == (False, "critical")
     assert "could not be run" in outcome.line()

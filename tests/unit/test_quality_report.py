@@ -121,8 +121,8 @@ def test_a_manifest_of_another_shape_is_read_as_having_counted_nothing(own):
     assert sources([], {}, {}, own)["held_back"] == []
 
 
-def reasons_of(folder, told):
-    written(folder, [], FACES, [("f", number, text) for number, text in enumerate(told)])
+def reasons_of(folder, wordings):
+    written(folder, [], FACES, [("f", number, text) for number, text in enumerate(wordings)])
     return reasons(open_table(folder), {})
 
 

@@ -340,9 +340,9 @@ def test_it_makes_the_job_and_tells_how_it_goes(launch: Any, cluster: Cluster, k
     body = cluster.get("RayJob", NAME)
     assert body is not None
     assert {k: body[k] for k in ("apiVersion", "spec")}.items() <= render(chosen(), JOB).items()
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == f"RayJob {NAME} made in namespace face-mllm"
-    assert told[-3:] == [
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"RayJob {NAME} made in namespace face-mllm"
+    assert lines[-3:] == [
         f"RayJob {NAME}: Initializing, 0 of 1 worker pods ready",
         f"RayJob {NAME}: Running, running, 1 of 1 worker pods ready",
         f"RayJob {NAME}: Complete, succeeded",
@@ -422,10 +422,10 @@ def test_of_a_failure_it_gives_the_error_and_the_last_lines(
     kuberay.states = [RUNNING, BAD]
     with pytest.raises(UserError, match=f"^RayJob {NAME} failed: the loss rose to 21 times its best$"):
         launch(made=lambda: False)
-    told = capsys.readouterr().err
-    assert f"last lines of {NAME}-submitter:\nline 22\n" in told
-    assert "line 21\n" not in told
-    assert "of the head" not in told
+    output = capsys.readouterr().err
+    assert f"last lines of {NAME}-submitter:\nline 22\n" in output
+    assert "line 21\n" not in output
+    assert "of the head" not in output
 
 
 def test_of_a_failure_without_a_log_it_gives_kuberays_word(launch: Any, kuberay: KubeRay) -> None:

@@ -269,8 +269,8 @@ def replayed_after_revocation(place: Place, bad: bool) -> None:
     """Somebody makes a repository anew in which the old approval comes after its revocation."""
     approval = place.envelope("ada", "approve")
     if bad:
-        seen = (*place.open().previous(MODEL), id_of(approval))
-        place.put_statement(place.envelope("ada", "revoke", previous=seen))
+        previous = (*place.open().previous(MODEL), id_of(approval))
+        place.put_statement(place.envelope("ada", "revoke", previous=previous))
     place.put_statement(approval)
 
 
@@ -283,9 +283,9 @@ def rejected_on_another_evaluation_of_the_same_bytes(place: Place, bad: bool) ->
 
 @row("rejected")
 def two_decisions_at_once(place: Place, bad: bool) -> None:
-    seen = place.open().previous(MODEL)
-    place.add("bob", "reject" if bad else "approve", previous=seen)
-    place.add("ada", "approve", previous=seen)
+    previous = place.open().previous(MODEL)
+    place.add("bob", "reject" if bad else "approve", previous=previous)
+    place.add("ada", "approve", previous=previous)
 
 
 # in which form

@@ -53,9 +53,9 @@ def projected(points, positions, look, size):
     low, high = head.min(axis=0), head.max(axis=0)
     middle = (low + high) / 2 + (*look.shift, 0)
     focal = size * look.zoom * render.CAMERA_DISTANCE / ((high[1] - low[1]) * 1.02)
-    seen = points.astype(float) - middle
-    distance = render.CAMERA_DISTANCE - seen[:, 2]
-    x, y = focal * seen[:, 0] / distance, focal * seen[:, 1] / distance
+    relative = points.astype(float) - middle
+    distance = render.CAMERA_DISTANCE - relative[:, 2]
+    x, y = focal * relative[:, 0] / distance, focal * relative[:, 1] / distance
     return np.stack([size / 2 + x, size / 2 - y], axis=1), distance
 
 
@@ -204,7 +204,7 @@ def test_a_hat_hides_the_hair_style_and_no_other_label(rows, monkeypatch):
 
 def test_mask_landmarks_and_box_lie_in_the_picture_and_left_is_the_subjects_left(rows):
     """On the face, every l_ class lies to the image's right of its r_ twin."""
-    seen = 0
+    compared = 0
     for row in rows:
         segmentation, landmarks, box = classes(row), np.array(row["landmarks"]), row["box"]
         assert segmentation.shape == (SIZE, SIZE)
@@ -217,9 +217,9 @@ def test_mask_landmarks_and_box_lie_in_the_picture_and_left_is_the_subjects_left
         for part in ("eye", "brow", "ear"):
             left, right = (np.nonzero(segmentation == CLASS[f"{side}_{part}"])[1] for side in "lr")
             if len(left) > 3 and len(right) > 3:
-                seen += 1
+                compared += 1
                 assert left.mean() > right.mean()
-    assert seen > IDENTITIES
+    assert compared > IDENTITIES
 
 
 def test_landmarks_lie_on_the_projected_mesh(rows):

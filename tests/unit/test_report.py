@@ -98,7 +98,7 @@ def evaluation(tmp_path_factory):
         ("Chubby", "accuracy", "no", "(none of the options; likeliest perhaps yes)", None, 0.0),
     ]
     columns = ("question", "metric", "answer", "raw", "parsed", "score")
-    rows = [dict(zip(columns, (f"What of {name}?", *told), strict=True)) for name, *told in questions]
+    rows = [dict(zip(columns, (f"What of {name}?", *values), strict=True)) for name, *values in questions]
     entries = []
     for index in range(6):
         Image.new("RGB", (64, 64), (40 * index, 90, 160)).save(folder / "samples" / f"{index:02d}.jpg")

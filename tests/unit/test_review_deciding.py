@@ -20,10 +20,10 @@ HOST = "127.0.0.1:15080"
 class Browser:
     """A session of the page, which posts the forms it is shown."""
 
-    def __init__(self, shelf: Example) -> None:
-        self.shelf, sessions = shelf, Sessions()
+    def __init__(self, workspace: Example) -> None:
+        self.workspace, sessions = workspace, Sessions()
         self.client = TestClient(
-            application(Pages(shelf.settings), sessions, [HOST]), f"http://{HOST}", follow_redirects=False
+            application(Pages(workspace.settings), sessions, [HOST]), f"http://{HOST}", follow_redirects=False
         )
         self.client.get("/login", params={"token": sessions.token})
 
@@ -31,7 +31,7 @@ class Browser:
         return hidden(self.client.get(f"/requests/{bundle}").text)
 
     def confirm(self, bundle: str, form: dict[str, str], **fields: str) -> tuple[int, str]:
-        asked = {"decision": "approve", "reason": "looked at it", "key": self.shelf.keys[ADA]}
+        asked = {"decision": "approve", "reason": "looked at it", "key": self.workspace.keys[ADA]}
         return self._post(f"/requests/{bundle}/confirm", {**form, **asked, **fields})
 
     def sign(self, bundle: str, page: str, passphrase: str = PASSPHRASE) -> tuple[int, str]:
@@ -43,32 +43,32 @@ class Browser:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Example:
+def workspace(tmp_path: Path) -> Example:
     made = example(tmp_path / "home")
     made.say("request", made.bundle(1), PIPELINE, "")
     return made
 
 
 @pytest.fixture
-def bundle(shelf: Example) -> str:
-    return shelf.decisions.bundles()[0]
+def bundle(workspace: Example) -> str:
+    return workspace.decisions.bundles()[0]
 
 
-def state(shelf: Example, bundle: str) -> str:
-    decisions = shelf.decisions
+def state(workspace: Example, bundle: str) -> str:
+    decisions = workspace.decisions
     return standing(decisions, decisions.policy, bundle).state
 
 
-def test_what_was_shown_is_signed_once(shelf: Example, bundle: str) -> None:
-    browser = Browser(shelf)
+def test_what_was_shown_is_signed_once(workspace: Example, bundle: str) -> None:
+    browser = Browser(workspace)
     status, page = browser.confirm(bundle, browser.read(bundle), reason="  two\r\nlines ")
-    model = shelf.decisions.bundle(bundle)["model"]["digest"]
+    model = workspace.decisions.bundle(bundle)["model"]["digest"]
     assert status == 200
-    assert all(f">{digest}</code>" in page for digest in (bundle, model, shelf.keys[ADA]))
-    assert state(shelf, bundle) == "requested"
+    assert all(f">{digest}</code>" in page for digest in (bundle, model, workspace.keys[ADA]))
+    assert state(workspace, bundle) == "requested"
     status, where = browser.sign(bundle, page)
     assert status == 303
-    decisions = shelf.decisions
+    decisions = workspace.decisions
     (statement,) = [
         one.statement for one in decisions.statements() if one.statement and one.statement.decision == "approve"
     ]
@@ -78,89 +78,89 @@ def test_what_was_shown_is_signed_once(shelf: Example, bundle: str) -> None:
     assert statement.expires is not None
     assert (statement.expires - statement.issued).days == 90
     assert statement.previous == tuple(sorted(e.id for e in decisions.statements() if e.id != statement.id))
-    assert state(shelf, bundle) == "approved"
+    assert state(workspace, bundle) == "approved"
     assert f"Signed: approve by {ADA}" in browser.client.get(where).text
     assert browser.sign(bundle, page)[0] == 409
-    assert len(shelf.decisions.statements()) == 2
+    assert len(workspace.decisions.statements()) == 2
 
 
-def test_a_wrong_passphrase_signs_nothing_and_may_be_tried_again(shelf: Example, bundle: str) -> None:
-    browser = Browser(shelf)
+def test_a_wrong_passphrase_signs_nothing_and_may_be_tried_again(workspace: Example, bundle: str) -> None:
+    browser = Browser(workspace)
     _, page = browser.confirm(bundle, browser.read(bundle))
     for wrong in ("", "wrong", PASSPHRASE + " "):
         status, page = browser.sign(bundle, page, wrong)
         assert status == 403
         assert "passphrase" in page
-    assert state(shelf, bundle) == "requested"
+    assert state(workspace, bundle) == "requested"
     assert browser.sign(bundle, page)[0] == 303
 
 
-def test_a_form_is_taken_once_also_where_nothing_was_signed(shelf: Example, bundle: str) -> None:
-    browser = Browser(shelf)
+def test_a_form_is_taken_once_also_where_nothing_was_signed(workspace: Example, bundle: str) -> None:
+    browser = Browser(workspace)
     _, page = browser.confirm(bundle, browser.read(bundle))
     assert browser.sign(bundle, page, "wrong")[0] == 403
     assert browser.sign(bundle, page)[0] == 409
-    assert state(shelf, bundle) == "requested"
+    assert state(workspace, bundle) == "requested"
 
 
 @pytest.mark.parametrize("when", ["before the confirmation", "before the signature"])
 @pytest.mark.parametrize("what", ["a rejection", "a revoked key", "another key"])
-def test_what_changed_since_it_was_shown_is_not_signed(shelf: Example, bundle: str, when: str, what: str) -> None:
+def test_what_changed_since_it_was_shown_is_not_signed(workspace: Example, bundle: str, when: str, what: str) -> None:
     def change() -> None:
         if what == "a rejection":
-            shelf.say("reject", bundle, GRACE)
+            workspace.say("reject", bundle, GRACE)
         elif what == "a revoked key":
-            revoke_key(shelf.settings.policy_file, shelf.keys[GRACE], "lost", utc_now())
+            revoke_key(workspace.settings.policy_file, workspace.keys[GRACE], "lost", utc_now())
         else:
-            shelf.person("Edsger", "approver")
+            workspace.person("Edsger", "approver")
 
-    browser = Browser(shelf)
+    browser = Browser(workspace)
     form = browser.read(bundle)
     if when == "before the confirmation":
         change()
-        status, told = browser.confirm(bundle, form)
+        status, text = browser.confirm(bundle, form)
     else:
         _, page = browser.confirm(bundle, form)
         change()
-        status, told = browser.sign(bundle, page)
+        status, text = browser.sign(bundle, page)
     assert status == 409
-    assert "read the page again" in told
-    assert "approve" not in [e.statement.decision for e in shelf.decisions.statements() if e.statement]
+    assert "read the page again" in text
+    assert "approve" not in [e.statement.decision for e in workspace.decisions.statements() if e.statement]
 
 
-def test_a_bundle_whose_bytes_changed_is_not_signed(shelf: Example, bundle: str) -> None:
-    other = shelf.bundle(2)
-    browser = Browser(shelf)
-    status, told = browser.confirm(other, browser.read(bundle))
+def test_a_bundle_whose_bytes_changed_is_not_signed(workspace: Example, bundle: str) -> None:
+    other = workspace.bundle(2)
+    browser = Browser(workspace)
+    status, text = browser.confirm(other, browser.read(bundle))
     assert status == 409
     _, page = browser.confirm(bundle, browser.read(bundle))
     assert browser.sign(other, page)[0] == 409
     assert browser.sign(bundle, page)[0] == 303
-    assert state(shelf, other) == "pending"
-    assert "read the page again" in told
+    assert state(workspace, other) == "pending"
+    assert "read the page again" in text
 
 
 def test_the_requester_may_not_approve_where_the_policy_says_so(tmp_path: Path) -> None:
-    shelf = example(tmp_path / "home", *STRICT)
-    bundle = shelf.bundle(1)
-    shelf.say("request", bundle, ADA, passphrase=PASSPHRASE)
-    browser = Browser(shelf)
-    status, told = browser.confirm(bundle, browser.read(bundle))
+    workspace = example(tmp_path / "home", *STRICT)
+    bundle = workspace.bundle(1)
+    workspace.say("request", bundle, ADA, passphrase=PASSPHRASE)
+    browser = Browser(workspace)
+    status, text = browser.confirm(bundle, browser.read(bundle))
     assert status == 400
-    assert f"still may: {GRACE}" in told
-    status, page = browser.confirm(bundle, browser.read(bundle), key=shelf.keys[GRACE])
+    assert f"still may: {GRACE}" in text
+    status, page = browser.confirm(bundle, browser.read(bundle), key=workspace.keys[GRACE])
     assert "no passphrase" in page
     assert browser.sign(bundle, page, "")[0] == 303
-    assert state(shelf, bundle) == "approved"
+    assert state(workspace, bundle) == "approved"
 
 
-def test_a_reject_and_a_revoke_take_an_approval_away(shelf: Example, bundle: str) -> None:
-    shelf.say("approve", bundle, GRACE)
-    browser = Browser(shelf)
+def test_a_reject_and_a_revoke_take_an_approval_away(workspace: Example, bundle: str) -> None:
+    workspace.say("approve", bundle, GRACE)
+    browser = Browser(workspace)
     status, page = browser.confirm(bundle, browser.read(bundle), decision="revoke", reason="licence withdrawn")
     assert status == 200
     assert browser.sign(bundle, page)[0] == 303
-    assert state(shelf, bundle) == "revoked"
+    assert state(workspace, bundle) == "revoked"
 
 
 @pytest.mark.parametrize(
@@ -177,32 +177,32 @@ def test_a_reject_and_a_revoke_take_an_approval_away(shelf: Example, bundle: str
     ],
 )
 def test_a_form_filled_in_wrongly_is_told_in_one_line(
-    shelf: Example, bundle: str, fields: dict[str, str], why: str
+    workspace: Example, bundle: str, fields: dict[str, str], why: str
 ) -> None:
-    browser = Browser(shelf)
-    status, told = browser.confirm(bundle, browser.read(bundle), **fields)
+    browser = Browser(workspace)
+    status, text = browser.confirm(bundle, browser.read(bundle), **fields)
     assert status == 400
-    assert why in told
+    assert why in text
 
 
-def test_a_model_that_its_gate_refused_cannot_be_approved(shelf: Example) -> None:
+def test_a_model_that_its_gate_refused_cannot_be_approved(workspace: Example) -> None:
     def refuse(bundle: dict[str, Any]) -> None:
         bundle["gate"]["passed"] = False
 
-    refused = shelf.bundle(2, refuse)
-    shelf.say("request", refused, PIPELINE, "")
-    browser = Browser(shelf)
-    status, told = browser.confirm(refused, browser.read(refused))
+    refused = workspace.bundle(2, refuse)
+    workspace.say("request", refused, PIPELINE, "")
+    browser = Browser(workspace)
+    status, text = browser.confirm(refused, browser.read(refused))
     assert status == 400
-    assert "did not pass its gate" in told
+    assert "did not pass its gate" in text
     assert browser.confirm(refused, browser.read(refused), decision="reject")[0] == 200
 
 
-def test_a_key_without_the_role_is_not_offered(shelf: Example, bundle: str) -> None:
-    browser = Browser(shelf)
+def test_a_key_without_the_role_is_not_offered(workspace: Example, bundle: str) -> None:
+    browser = Browser(workspace)
     page = browser.client.get(f"/requests/{bundle}").text
-    assert shelf.keys[ADA] in page
-    assert shelf.keys[PIPELINE] not in page
-    status, told = browser.confirm(bundle, browser.read(bundle), key=shelf.keys[PIPELINE])
+    assert workspace.keys[ADA] in page
+    assert workspace.keys[PIPELINE] not in page
+    status, text = browser.confirm(bundle, browser.read(bundle), key=workspace.keys[PIPELINE])
     assert status == 400
-    assert "does not lie here" in told
+    assert "does not lie here" in text

@@ -77,15 +77,15 @@ def shown(request: RequestPage) -> str:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Example:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Example:
     return example(tmp_path_factory.mktemp("review") / "home")
 
 
 @pytest.fixture(scope="module")
-def page(shelf: Example) -> RequestPage:
-    bundle = shelf.bundle(1)
-    shelf.say("request", bundle, PIPELINE, "please look")
-    return Pages(shelf.settings).request(bundle)
+def page(workspace: Example) -> RequestPage:
+    bundle = workspace.bundle(1)
+    workspace.say("request", bundle, PIPELINE, "please look")
+    return Pages(workspace.settings).request(bundle)
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -145,13 +145,13 @@ def test_whatever_a_bundle_says_is_words(page: RequestPage, text: str) -> None:
 
 def test_a_decision_in_hostile_words_is_words(tmp_path: Path) -> None:
     name = '<script>alert(1)</script> "Eve" O\'Neill {{ 7*7 }}'
-    shelf = example(tmp_path / "home", people=False)
-    shelf.person(PIPELINE + "s", "pipeline")
-    shelf.person(name, "approver", "requester")
-    bundle = shelf.bundle(1)
-    shelf.say("request", bundle, name, "<img src=x onerror=alert(1)>")
-    shelf.say("reject", bundle, name, '"><script>alert(1)</script>' + "w" * 1000)
-    pages = Pages(shelf.settings)
+    workspace = example(tmp_path / "home", people=False)
+    workspace.person(PIPELINE + "s", "pipeline")
+    workspace.person(name, "approver", "requester")
+    bundle = workspace.bundle(1)
+    workspace.say("request", bundle, name, "<img src=x onerror=alert(1)>")
+    workspace.say("reject", bundle, name, '"><script>alert(1)</script>' + "w" * 1000)
+    pages = Pages(workspace.settings)
     html = shown(pages.request(bundle))
     assert name in " ".join(Checked(html).words)
     queue = render.page("queue.html.jinja", site=SITE, queue=pages.queue("all"))
@@ -226,14 +226,14 @@ def test_the_graph_leads_to_every_digest(page: RequestPage) -> None:
 
 
 def test_the_queue_is_oldest_first_by_state_and_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = example(tmp_path / "home")
+    workspace = example(tmp_path / "home")
     monkeypatch.setattr("facemllm.review.pages.PAGE", 4)
-    bundles = [shelf.bundle(version) for version in range(1, 7)]
+    bundles = [workspace.bundle(version) for version in range(1, 7)]
     for hours, bundle in enumerate(bundles[:-1]):
-        shelf.say("request", bundle, PIPELINE, "", issued=ago(hours=hours))
-    shelf.say("approve", bundles[0], GRACE)
-    shelf.say("reject", bundles[1], ADA, passphrase=PASSPHRASE)
-    pages = Pages(shelf.settings)
+        workspace.say("request", bundle, PIPELINE, "", issued=ago(hours=hours))
+    workspace.say("approve", bundles[0], GRACE)
+    workspace.say("reject", bundles[1], ADA, passphrase=PASSPHRASE)
+    pages = Pages(workspace.settings)
     waiting = pages.queue()
     assert [row.bundle for row in waiting.rows] == bundles[2:-1][::-1]
     assert waiting.counts == {
@@ -254,21 +254,21 @@ def test_the_queue_is_oldest_first_by_state_and_in_pages(tmp_path: Path, monkeyp
 
 
 def test_what_changes_is_seen_at_once(tmp_path: Path) -> None:
-    shelf = example(tmp_path / "home")
-    bundle = shelf.bundle(1)
-    pages = Pages(shelf.settings)
+    workspace = example(tmp_path / "home")
+    bundle = workspace.bundle(1)
+    pages = Pages(workspace.settings)
     assert pages.request(bundle).state == "pending"
-    shelf.say("request", bundle, PIPELINE, "")
+    workspace.say("request", bundle, PIPELINE, "")
     before = pages.request(bundle)
-    shelf.say("approve", bundle, GRACE)
+    workspace.say("approve", bundle, GRACE)
     after = pages.request(bundle)
     assert (before.state, after.state) == ("requested", "approved")
     assert before.seen != after.seen
     assert [row.state for row in pages.queue("all").rows] == ["approved"]
     late = utc_now() + timedelta(days=91)
     assert pages.queue("all", now=late).rows[0].state != "approved"
-    policy = shelf.settings.policy_file
-    revoke_key(policy, shelf.keys[GRACE], "lost", utc_now())
+    policy = workspace.settings.policy_file
+    revoke_key(policy, workspace.keys[GRACE], "lost", utc_now())
     gone = pages.request(bundle)
     assert gone.state == "requested"
     assert [event.check for event in gone.history if event.refused] == ["revoked_key"]
@@ -276,11 +276,11 @@ def test_what_changes_is_seen_at_once(tmp_path: Path) -> None:
 
 
 def test_a_decision_that_counts_for_nothing_says_which_check_failed(tmp_path: Path) -> None:
-    shelf = example(tmp_path / "home", *STRICT)
-    bundle = shelf.bundle(1)
-    shelf.say("request", bundle, ADA, passphrase=PASSPHRASE)
-    shelf.say("approve", bundle, ADA, passphrase=PASSPHRASE)
-    found = Pages(shelf.settings).request(bundle)
+    workspace = example(tmp_path / "home", *STRICT)
+    bundle = workspace.bundle(1)
+    workspace.say("request", bundle, ADA, passphrase=PASSPHRASE)
+    workspace.say("approve", bundle, ADA, passphrase=PASSPHRASE)
+    found = Pages(workspace.settings).request(bundle)
     assert [event.check for event in found.history] == ["requester", ""]
     assert found.may_sign == (GRACE,)
     assert found.missing == {"approver": 1}
@@ -288,26 +288,26 @@ def test_a_decision_that_counts_for_nothing_says_which_check_failed(tmp_path: Pa
 
 
 def test_earlier_versions_and_later_requests_are_known(tmp_path: Path) -> None:
-    shelf = example(tmp_path / "home")
+    workspace = example(tmp_path / "home")
 
     def better(bundle: dict[str, Any]) -> None:
         bundle["tasks"]["gender"]["value"] = 0.99
 
-    first, second = shelf.bundle(1), shelf.bundle(2, better)
-    pages = Pages(shelf.settings)
+    first, second = workspace.bundle(1), workspace.bundle(2, better)
+    pages = Pages(workspace.settings)
     assert [version for version, _ in pages.request(second).earlier["gender"]] == ["1", "2"]
     assert len(pages.request(first).earlier["gender"]) == 1
 
     def again(bundle: dict[str, Any]) -> None:
         bundle["image"] = "another"
 
-    later = shelf.bundle(1, again)
+    later = workspace.bundle(1, again)
     assert pages.request(first).newer == (later,)
     assert pages.request(later).newer == ()
 
 
-def test_unknown_bundles_and_files_are_refused(shelf: Example, page: RequestPage) -> None:
-    pages = Pages(shelf.settings)
+def test_unknown_bundles_and_files_are_refused(workspace: Example, page: RequestPage) -> None:
+    pages = Pages(workspace.settings)
     with pytest.raises(Refused, match="no bundle"):
         pages.request("0" * 64)
     with pytest.raises(Refused):
@@ -316,11 +316,11 @@ def test_unknown_bundles_and_files_are_refused(shelf: Example, page: RequestPage
 
 
 def test_a_page_that_only_shows_makes_no_policy(tmp_path: Path) -> None:
-    shelf = Example(example(tmp_path / "home").settings)
-    shelf.settings.policy_file.unlink()
+    workspace = Example(example(tmp_path / "home").settings)
+    workspace.settings.policy_file.unlink()
     with pytest.raises(UserError, match="no policy"):
-        Pages(shelf.settings, read_only=True).queue()
-    assert not shelf.settings.policy_file.exists()
+        Pages(workspace.settings, read_only=True).queue()
+    assert not workspace.settings.policy_file.exists()
 
 
 def test_every_colour_of_words_can_be_read_on_every_ground() -> None:

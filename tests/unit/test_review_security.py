@@ -17,20 +17,20 @@ ORIGIN = {"origin": f"http://{HOST}"}
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Example:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Example:
     made = example(tmp_path_factory.mktemp("review") / "home")
     made.say("request", made.bundle(1), PIPELINE, "")
     return made
 
 
 @pytest.fixture
-def bundle(shelf: Example) -> str:
-    return shelf.decisions.bundles()[0]
+def bundle(workspace: Example) -> str:
+    return workspace.decisions.bundles()[0]
 
 
-def client_of(shelf: Example, read_only: bool = False, enter: bool = True) -> TestClient:
+def client_of(workspace: Example, read_only: bool = False, enter: bool = True) -> TestClient:
     sessions = Sessions(reusable=read_only)
-    app = application(Pages(shelf.settings, read_only), sessions, [HOST])
+    app = application(Pages(workspace.settings, read_only), sessions, [HOST])
     client = TestClient(app, f"http://{HOST}", raise_server_exceptions=False, follow_redirects=False)
     client.token = sessions.token  # type: ignore[attr-defined]
     if enter:
@@ -39,19 +39,19 @@ def client_of(shelf: Example, read_only: bool = False, enter: bool = True) -> Te
 
 
 @pytest.fixture
-def client(shelf: Example) -> Iterator[TestClient]:
-    with client_of(shelf) as made:
+def client(workspace: Example) -> Iterator[TestClient]:
+    with client_of(workspace) as made:
         yield made
 
 
-def form(client: TestClient, shelf: Example, bundle: str, **fields: str) -> dict[str, str]:
+def form(client: TestClient, workspace: Example, bundle: str, **fields: str) -> dict[str, str]:
     page = client.get(f"/requests/{bundle}").text
-    asked = {"decision": "reject", "reason": "no", "key": shelf.keys[GRACE]}
+    asked = {"decision": "reject", "reason": "no", "key": workspace.keys[GRACE]}
     return {**hidden(page), **asked, **fields}
 
 
-def test_without_a_session_nothing_is_shown(shelf: Example, bundle: str) -> None:
-    client = client_of(shelf, enter=False)
+def test_without_a_session_nothing_is_shown(workspace: Example, bundle: str) -> None:
+    client = client_of(workspace, enter=False)
     for path in ("/", f"/requests/{bundle}", f"/requests/{bundle}/files/bundle.json", "/nothing"):
         answer = client.get(path)
         assert answer.status_code == 401
@@ -60,8 +60,8 @@ def test_without_a_session_nothing_is_shown(shelf: Example, bundle: str) -> None
     assert client.get("/style.css").status_code == 200
 
 
-def test_the_link_opens_one_session_once(shelf: Example) -> None:
-    client = client_of(shelf, enter=False)
+def test_the_link_opens_one_session_once(workspace: Example) -> None:
+    client = client_of(workspace, enter=False)
     assert client.get("/login", params={"token": "x" * 43}).status_code == 403
     answer = client.get("/login", params={"token": client.token})  # type: ignore[attr-defined]
     cookie = answer.headers["set-cookie"].lower()
@@ -71,8 +71,8 @@ def test_the_link_opens_one_session_once(shelf: Example) -> None:
     assert client.get("/").status_code == 401
 
 
-def test_a_read_only_link_may_be_opened_by_several_and_nothing_can_be_posted(shelf: Example, bundle: str) -> None:
-    client = client_of(shelf, read_only=True)
+def test_a_read_only_link_may_be_opened_by_several_and_nothing_can_be_posted(workspace: Example, bundle: str) -> None:
+    client = client_of(workspace, read_only=True)
     client.cookies.clear()
     assert client.get("/login", params={"token": client.token}).status_code == 200  # type: ignore[attr-defined]
     page = client.get(f"/requests/{bundle}").text
@@ -106,8 +106,10 @@ def test_another_host_name_is_refused(client: TestClient, host: str) -> None:
 @pytest.mark.parametrize(
     "origin", [None, "null", "http://evil.example", "http://127.0.0.1:9", f"http://{HOST}.evil.example", "file://"]
 )
-def test_a_form_of_another_site_is_refused(client: TestClient, shelf: Example, bundle: str, origin: str | None) -> None:
-    fields = form(client, shelf, bundle)
+def test_a_form_of_another_site_is_refused(
+    client: TestClient, workspace: Example, bundle: str, origin: str | None
+) -> None:
+    fields = form(client, workspace, bundle)
     headers = {} if origin is None else {"origin": origin}
     assert client.post(f"/requests/{bundle}/confirm", data=fields, headers=headers).status_code == 403
     assert client.post(f"/requests/{bundle}/confirm", data=fields, headers=ORIGIN).status_code == 200
@@ -115,20 +117,20 @@ def test_a_form_of_another_site_is_refused(client: TestClient, shelf: Example, b
 
 @pytest.mark.parametrize("token", ["", "x", None])
 def test_a_form_without_this_sessions_token_is_refused(
-    client: TestClient, shelf: Example, bundle: str, token: str | None
+    client: TestClient, workspace: Example, bundle: str, token: str | None
 ) -> None:
-    fields = form(client, shelf, bundle)
+    fields = form(client, workspace, bundle)
     fields = {**fields, "csrf": token} if token is not None else {k: v for k, v in fields.items() if k != "csrf"}
     answer = client.post(f"/requests/{bundle}/confirm", data=fields, headers=ORIGIN)
     assert answer.status_code == 403
-    other = form(client_of(shelf), shelf, bundle)
+    other = form(client_of(workspace), workspace, bundle)
     assert client.post(f"/requests/{bundle}/confirm", data=other, headers=ORIGIN).status_code == 403
 
 
-def test_forms_are_bounded_and_read_strictly(client: TestClient, shelf: Example, bundle: str) -> None:
-    path, fields = f"/requests/{bundle}/confirm", form(client, shelf, bundle)
+def test_forms_are_bounded_and_read_strictly(client: TestClient, workspace: Example, bundle: str) -> None:
+    path, fields = f"/requests/{bundle}/confirm", form(client, workspace, bundle)
     kind = {**ORIGIN, "content-type": "application/x-www-form-urlencoded"}
-    told = {}
+    statuses = {}
     for name, body in {
         "large": urlencode({**fields, "reason": "x" * MOST_BODY}).encode(),
         "twice": (urlencode(fields) + "&key=" + "0" * 64).encode(),
@@ -136,8 +138,8 @@ def test_forms_are_bounded_and_read_strictly(client: TestClient, shelf: Example,
         "no pairs": b"\xff\x00",
         "no text": (urlencode(fields) + "&x=%ff").encode(),
     }.items():
-        told[name] = client.post(path, content=body, headers=kind).status_code
-    assert told == {"large": 413, "twice": 400, "many": 400, "no pairs": 400, "no text": 400}
+        statuses[name] = client.post(path, content=body, headers=kind).status_code
+    assert statuses == {"large": 413, "twice": 400, "many": 400, "no pairs": 400, "no text": 400}
     assert client.post(path, json=fields, headers=ORIGIN).status_code == 415
     assert client.post(path, data=fields, files={"f": b"x"}, headers=ORIGIN).status_code == 415
 
@@ -186,10 +188,10 @@ def test_every_answer_forbids_scripts_frames_and_caches(client: TestClient, bund
         assert "<script" not in answer.text.lower()
 
 
-def test_files_are_downloads_and_pictures_pictures(client: TestClient, shelf: Example, bundle: str) -> None:
+def test_files_are_downloads_and_pictures_pictures(client: TestClient, workspace: Example, bundle: str) -> None:
     card = client.get(f"/requests/{bundle}/files/card.md")
     assert card.headers["content-disposition"].startswith("attachment")
-    assert card.content == shelf.decisions.bundle_file(bundle, "card.md")
+    assert card.content == workspace.decisions.bundle_file(bundle, "card.md")
     picture = client.get(f"/requests/{bundle}/images/samples/00.jpg")
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content.startswith(b"\xff\xd8")
@@ -211,8 +213,8 @@ def test_a_failure_is_one_line(client: TestClient, bundle: str, monkeypatch: pyt
     assert answer.headers["content-security-policy"]
 
 
-def test_a_passphrase_is_never_sent_back(client: TestClient, shelf: Example, bundle: str) -> None:
-    fields = form(client, shelf, bundle, key=shelf.keys[ADA])
+def test_a_passphrase_is_never_sent_back(client: TestClient, workspace: Example, bundle: str) -> None:
+    fields = form(client, workspace, bundle, key=workspace.keys[ADA])
     offered = hidden(client.post(f"/requests/{bundle}/confirm", data=fields, headers=ORIGIN).text)
     answer = client.post(f"/requests/{bundle}/sign", data={**offered, "passphrase": PASSPHRASE[:-1]}, headers=ORIGIN)
     assert answer.status_code == 403
@@ -220,7 +222,7 @@ def test_a_passphrase_is_never_sent_back(client: TestClient, shelf: Example, bun
     assert PASSPHRASE[:-1] not in answer.text
 
 
-def test_keys_and_policy_lie_in_no_answer(client: TestClient, shelf: Example, bundle: str) -> None:
-    pem = next(Path(shelf.settings.home).glob("signing/keys/*.pem")).read_text()
+def test_keys_and_policy_lie_in_no_answer(client: TestClient, workspace: Example, bundle: str) -> None:
+    pem = next(Path(workspace.settings.home).glob("signing/keys/*.pem")).read_text()
     for path in ("/", f"/requests/{bundle}"):
         assert pem.splitlines()[1] not in client.get(path).text

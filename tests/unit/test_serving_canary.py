@@ -108,13 +108,13 @@ def _step(rng: Any, rate: float, slow: float) -> bool:
 def test_counters_become_sides() -> None:
     meter = Meter()
     meter.answered(200, 0.1)
-    before = {"backends": {"a": Meter(**{**vars(meter), "latency": Counter(meter.latency)}).told()}}
+    before = {"backends": {"a": Meter(**{**vars(meter), "latency": Counter(meter.latency)}).to_dict()}}
     meter.answered(200, 0.1)
     meter.answered(404, 0.3)
     meter.answered(500, 0.001)
     meter.answered(429, 0.001)
     meter.failed(refused=True)
-    now = {"backends": {"a": meter.told()}}
+    now = {"backends": {"a": meter.to_dict()}}
     assert side(before, now, "a", latency=True) == Side(4, 2, {bucket(0.1): 1, bucket(0.3): 1})
     assert side(before, now, "a", latency=False) == Side(4, 2, {})
     assert side(before, now, "b", latency=True) == Side()

@@ -457,12 +457,12 @@ def test_bad_task_requests_are_refused_in_one_line(client: TestClient, name: str
 
 
 def test_it_says_what_can_be_asked_and_how_well(client: TestClient):
-    told = {task["name"]: task for task in client.get("/tasks").json()["tasks"]}
-    assert set(told) == {"attributes", "age", "caption"}
-    hat = next(item for item in told["attributes"]["items"] if item["name"] == "Wearing_Hat")
+    listed = {task["name"]: task for task in client.get("/tasks").json()["tasks"]}
+    assert set(listed) == {"attributes", "age", "caption"}
+    hat = next(item for item in listed["attributes"]["items"] if item["name"] == "Wearing_Hat")
     assert (hat["question"], [one["value"] for one in hat["options"]]) == (HAT, ["yes", "no"])
-    assert told["attributes"]["evaluated"]["value"] == 0.8
-    assert told["age"]["evaluated"] is None
+    assert listed["attributes"]["evaluated"]["value"] == 0.8
+    assert listed["age"]["evaluated"] is None
     assert client.get("/policy").json()["allowed"] == {}
 
 
@@ -481,11 +481,11 @@ def test_what_the_server_is_told_of_an_evaluation():
     bins = [{"confidence": c, "accuracy": a, "n": n} for c, a, n in ((0.5, 0.6, 10), (0.7, 0.4, 10), (0.9, 0.9, 80))]
     figure = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "n": 100, "also": {}, "unit": ""}
     metrics = {"split": "test", "tasks": {"expression": {**figure, "items": {"expression": figure}}}}
-    told = of_metrics({**metrics, "calibration": {"expression": {"ece": 0.1, "bins": bins}}})
-    own = told["tasks"]["expression"]
+    evaluated = of_metrics({**metrics, "calibration": {"expression": {"ece": 0.1, "bins": bins}}})
+    own = evaluated["tasks"]["expression"]
     assert (own["low"], own["items"]["expression"]["high"], own["ece"]) == (0.7, 0.9, 0.1)
     assert own["calibration"] == [[0.5, 0.5], [0.7, 0.5], [0.9, 0.9]]  # the two that fell are one
-    read = Evaluated(told["tasks"])
+    read = Evaluated(evaluated["tasks"])
     assert read.calibrated("expression", 0.8) == pytest.approx(0.7)
     assert read.calibrated("age", 0.8) == 0.8
 

@@ -259,7 +259,7 @@ def test_chats_join_while_others_are_written_and_leave_when_they_end(plain: Pred
         assert len({len(row.written) for row in rows}) == len(rows) or any(row.ended for row in rows)
     rows[1].prompt = []
     writing.drop(lambda row: row is rows[1])
-    held = writing._batch.seen_RT
+    held = writing._batch.mask_RT
     assert held.any(0).all()  # no column that nobody sees
     while writing.rows:
         writing.step()

@@ -1,4 +1,4 @@
-"""What is seen of the server: metrics with bounded labels, traces, a log without pictures, texts or answers."""
+"""Observability of the server: metrics with bounded labels, traces, a log without pictures, texts or answers."""
 
 import asyncio
 import json
@@ -132,8 +132,8 @@ def test_requests_are_counted_with_the_status_that_the_client_got(
 
 def test_an_observer_of_nothing_takes_every_call() -> None:
     observer = Observer()
-    with observer.request("grpc") as seen, observer.timed("model"):
-        seen.status = "OK"
+    with observer.request("grpc") as observed, observer.timed("model"):
+        observed.status = "OK"
     observer.answered([ASK], [FOUND], 1.0)
     observer.spent("answer", 1.0)
 
@@ -225,9 +225,9 @@ def test_a_request_is_a_span_with_its_phases_below_it() -> None:
     assert whole.attributes == {"facemllm.door": "v1", "facemllm.status": "500"}
     assert not whole.status.is_ok
     assert [event.attributes["kind"] for event in whole.events] == ["refused", "taught", "free", "abstained"]
-    told = " ".join(one.to_json() for one in (queue, model, whole))
-    assert "years" not in told
-    assert "tall man" not in told
+    spans = " ".join(one.to_json() for one in (queue, model, whole))
+    assert "years" not in spans
+    assert "tall man" not in spans
 
 
 def test_no_traces_where_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,8 +252,8 @@ def test_traces_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
         made = traces({"version": "3"})
         assert made is not None
-        with Observer(traces=made).request("grpc") as seen:
-            seen.status = "OK"
+        with Observer(traces=made).request("grpc") as observed:
+            observed.status = "OK"
         made._tracer.span_processor.force_flush()
     (sent,) = ExportTraceServiceRequest.FromString(bodies[0]).resource_spans
     assert {one.key: one.value.string_value for one in sent.resource.attributes}["facemllm.version"] == "3"

@@ -60,7 +60,7 @@ def test_answers_of_every_kind_are_shown_with_what_they_are(client: TestClient, 
         *((None, line) for line in own.splitlines() if line),
     ]
     assert ask.image.digest == IMAGE
-    told = words(answer.text)
+    visible = words(answer.text)
     for text in (
         "What expression does the face show? sad",
         "70.0 %",
@@ -73,7 +73,7 @@ def test_answers_of_every_kind_are_shown_with_what_they_are(client: TestClient, 
         "Ada Lovelace as reviewer",
         INFO["digest"],
     ):
-        assert text in told, text
+        assert text in visible, text
     assert HOSTILE not in answer.text
     assert "&lt;script&gt;alert" in answer.text
     shown = re.search(r'id="own"[^>]*src="data:image/jpeg;base64,([^"]+)"', answer.text)
@@ -227,8 +227,8 @@ def stored(tmp_path: Path) -> list[Correction]:
 
 
 def test_a_correction_is_stored_with_the_consent_that_was_given(client: TestClient, tmp_path: Path) -> None:
-    told = client.get("/feedback").json()
-    assert told["consent"]["version"] == "1"
+    feedback = client.get("/feedback").json()
+    assert feedback["consent"]["version"] == "1"
     answer = client.post("/feedback", json=correction())
     assert answer.json() == {"stored": True, "image": IMAGE, "picture": True, "label": "42"}
     (one,) = stored(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor
-from facemllm.serve import assembly, deploy, seen, server
+from facemllm.serve import assembly, deploy, observability, server
 from facemllm.serve.doors.instances import read_request
 from facemllm.serve.language import Refused
 from facemllm.serve.probe import Probe, same_answer
@@ -159,7 +159,7 @@ def test_a_folder_is_asked_what_it_was_taught(
     monkeypatch.setattr(sys, "argv", ["server"])
     monkeypatch.setattr(gc, "disable", lambda: None)
     monkeypatch.setattr(Predictor, "load", lambda *_, **__: None)
-    monkeypatch.setattr(seen, "observer", lambda *_: None)
+    monkeypatch.setattr(observability, "observer", lambda *_: None)
     monkeypatch.setattr(assembly, "service_of", service_of)
     options = SimpleNamespace(
         name="m", version="", digest="0" * 64, evaluated=None, tasks=given, answers=tmp_path, max_new_tokens=1

@@ -41,7 +41,7 @@ class World:
         self.proxy = Proxy(Router(self.path, random.Random(0)))
         self.client = aiohttp.ClientSession(auto_decompress=False)
         self.listening: dict[str, asyncio.Server] = {}
-        self.seen: dict[str, list[dict[str, str]]] = {}
+        self.requests: dict[str, list[dict[str, str]]] = {}
         self.url = ""
 
     async def start(self) -> None:
@@ -50,10 +50,10 @@ class World:
 
     async def backend(self, name: str, handler: Handler | None = None) -> Deployed:
         """A server that says its name, or does what it is told."""
-        seen = self.seen.setdefault(name, [])
+        requests = self.requests.setdefault(name, [])
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            seen.append(dict(request.headers))
+            requests.append(dict(request.headers))
             return await handler(request) if handler else web.Response(text=name)
 
         made = await asyncio.get_running_loop().create_server(
@@ -138,9 +138,9 @@ def test_headers_of_the_next_hop_and_claims_of_the_client_stay_behind(tmp_path: 
         async with w.client.get(w.url + "/x?q=%2F&r=a+b", headers={**sent, "X-Kept": "2"}) as reply:
             assert (await reply.read(), reply.headers["X-Own"]) == (b"\x1f\x8bnot gzip at all", "1")
             assert reply.headers["Content-Encoding"] == "gzip"
-        seen = w.seen["a"][0]
-        assert (seen["X-Forwarded-For"], seen["X-Kept"]) == ("127.0.0.1", "2")
-        assert not {"Forwarded", "X-Secret"} & set(seen)
+        headers = w.requests["a"][0]
+        assert (headers["X-Forwarded-For"], headers["X-Kept"]) == ("127.0.0.1", "2")
+        assert not {"Forwarded", "X-Secret"} & set(headers)
 
     run(tmp_path, work)
 
@@ -212,12 +212,12 @@ def test_a_switch_under_load_loses_no_request_and_those_begun_end_where_they_beg
 
         backends = {name: await w.backend(name, slow(name)) for name in "ab"}
         w.route(backends["a"])
-        told: list[tuple[int, str]] = []
+        replies: list[tuple[int, str]] = []
         stop = asyncio.Event()
 
         async def client() -> None:
             while not stop.is_set():
-                told.append(await w.ask(data=bytes(1000)))
+                replies.append(await w.ask(data=bytes(1000)))
 
         clients = [asyncio.create_task(client()) for _ in range(16)]
         serving = "a"
@@ -234,10 +234,10 @@ def test_a_switch_under_load_loses_no_request_and_those_begun_end_where_they_beg
             serving = other
         stop.set()
         await asyncio.gather(*clients)
-        assert {status for status, _ in told} == {200}
-        assert {name for _, name in told} == {"a", "b"}
+        assert {status for status, _ in replies} == {200}
+        assert {name for _, name in replies} == {"a", "b"}
         counted = (await w.status())["backends"]
-        assert sum(one["requests"] for one in counted.values()) == len(told)
+        assert sum(one["requests"] for one in counted.values()) == len(replies)
         assert sum(one["errors"] for one in counted.values()) == 0
 
     run(tmp_path, work)
@@ -372,7 +372,7 @@ def test_what_cannot_be_routed_is_refused_in_one_line(tmp_path: Path) -> None:
             writer.write(head.encode() + b"\r\nHost: x\r\n\r\n")
             assert (await reader.readline()).split()[1] == status
             writer.close()
-        assert len(w.seen["a"]) == 2
+        assert len(w.requests["a"]) == 2
 
     run(tmp_path, work)
 
@@ -480,26 +480,26 @@ def test_grpc_calls_go_on_while_one_server_takes_over_from_another(tmp_path: Pat
         tunnel = Tunnel(w.proxy.router, w.proxy.meters)
         w.listening["grpc"] = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0, limit=2**16)
         port = w.listening["grpc"].sockets[0].getsockname()[1]
-        told: list[bytes] = []
+        replies: list[bytes] = []
         stop = asyncio.Event()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
 
             async def client() -> None:
                 while not stop.is_set():
-                    told.append(await channel.unary_unary("/S/M")(b"", timeout=20))
+                    replies.append(await channel.unary_unary("/S/M")(b"", timeout=20))
 
             clients = [asyncio.create_task(client()) for _ in range(4)]
-            while len(told) < 50:
+            while len(replies) < 50:
                 await asyncio.sleep(0.01)
             assert w.proxy.meters["a"].tunnels == 1
             w.route(b)
             await first.stop(5)
-            seen = len(told)
-            while len(told) < seen + 50:
+            before = len(replies)
+            while len(replies) < before + 50:
                 await asyncio.sleep(0.01)
             stop.set()
             await asyncio.gather(*clients)  # no call has failed
-        assert set(told[seen + 8 :]) == {b"b"}
+        assert set(replies[before + 8 :]) == {b"b"}
         assert w.proxy.meters["a"].tunnels == 0
         await second.stop(0)
 

@@ -43,8 +43,8 @@ def test_paper_steps_are_one_epoch():
 def test_ci_and_laptop_can_stand_side_by_side():
     ci, laptop = settings.load("ci"), settings.load("laptop")
     assert ci.home != laptop.home
-    told = [each.services.model_dump() for each in (ci, laptop)]
-    ports = [{value for name, value in one.items() if name.endswith("_port")} for one in told]
+    services = [each.services.model_dump() for each in (ci, laptop)]
+    ports = [{value for name, value in one.items() if name.endswith("_port")} for one in services]
     assert not ports[0] & ports[1]
     assert set(ci.promote.thresholds) == set(laptop.promote.thresholds), "a limit of params.yaml is not loosened"
 

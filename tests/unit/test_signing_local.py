@@ -25,7 +25,7 @@ def settings_in(folder: Path, *more: str, profile: str = "laptop") -> Settings:
 
 
 def test_first_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The pipeline asks, Ada approves with a key made on the spot; each new key is told in one line."""
+    """The pipeline asks, Ada approves with a key made on the spot; each new key is printed in one line."""
     settings = settings_in(tmp_path)
     known = local.policy(settings)
     assert [(key.person, key.roles) for key in known.keys.values()] == [("pipeline", ("pipeline", "releaser"))]

@@ -53,8 +53,8 @@ def test_a_model_of_others_is_asked_as_a_user_of_transformers_would(name, face, 
     ((said, asked, _),) = local.written(*local._loaded(folder), [chat], [[picture]], do_sample=False, max_new_tokens=9)
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), open_processor(folder)
     chat[0]["content"][0]["image"] = picture
-    told = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(chat, **told)
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chat, **options)
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]
     assert said == processor.decode(ids, skip_special_tokens=True)
     assert asked == inputs["input_ids"].shape[1]

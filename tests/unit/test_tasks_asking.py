@@ -41,7 +41,7 @@ def random_row(seed):
     category = chance.choice(ethnicity.SCHEMES[source][1]) if source in ethnicity.SCHEMES else None
     points = [[chance.uniform(0, 128), chance.uniform(0, 128)] for _ in range(chance.choice([5, 68]))]
     units = {f"AU{n}": float(chance.choice([0, 1] if source == "bp4d" else range(6))) for n in range(1, 27)}
-    seen = [n for n in range(1, len(SEGMENTATION)) if chance.random() < 0.7]
+    visible = [n for n in range(1, len(SEGMENTATION)) if chance.random() < 0.7]
     return {
         **{"image_id": sha256(str(seed).encode()).hexdigest(), "source": source, "attributes": known},
         "expression": chance.choice(["happiness", *MOODS] if source != "emo135" else expression_135.NAMES),
@@ -50,7 +50,7 @@ def random_row(seed):
         **{"gender": chance.choice(["female", "male"]), "ethnicity": category},
         **{name: chance.uniform(-most, most) for name, most in (("yaw", 60), ("pitch", 25), ("roll", 20))},
         **{"width": 128, "height": 128, "landmarks": points, "action_units": units},
-        **{"segmentation": segmentation(seen), "caption": "A woman with brown hair, about 35 years old."},
+        **{"segmentation": segmentation(visible), "caption": "A woman with brown hair, about 35 years old."},
     }
 
 

@@ -61,9 +61,9 @@ def test_nothing_is_forgotten_at_first_and_an_entry_is_signed_kept_and_read_back
 def test_rows_are_told_by_any_of_their_marks(face_rows, faces_table):
     rows = face_rows(6)
     rows[3]["original_id"] = "c" * 64
-    told = {"image": rows[0]["image_id"], "subject": rows[5]["subject_id"], "original": "c" * 64}
-    told |= {"name": name_id("render", "0002")}
-    marks = Marks(**{kind: frozenset({value}) for kind, value in told.items()})
+    values = {"image": rows[0]["image_id"], "subject": rows[5]["subject_id"], "original": "c" * 64}
+    values |= {"name": name_id("render", "0002")}
+    marks = Marks(**{kind: frozenset({value}) for kind, value in values.items()})
     expected = [True, False, True, True, True, True]
     assert [marks.covers(row) for row in rows] == expected
     shard = faces_table(rows) / "part-00000.parquet"
@@ -81,7 +81,7 @@ def test_names_in_the_list_give_no_name_away(place):
 
 
 @pytest.mark.parametrize(
-    ("kind", "marks", "facts", "told"),
+    ("kind", "marks", "facts", "message"),
     [
         ("image", Marks(image=frozenset({"a"})), {**ADA, "by": " \t"}, "nobody is named"),
         ("image", Marks(image=frozenset({"a"})), {**ADA, "reason": "\n"}, "needs a reason"),
@@ -89,13 +89,13 @@ def test_names_in_the_list_give_no_name_away(place):
         ("subject", Marks(), ADA, "nothing to forget"),
     ],
 )
-def test_an_unsigned_entry_is_refused(place, kind, marks, facts, told):
-    refuses(told, Tombstones.of(place).add, kind, marks, **facts)
+def test_an_unsigned_entry_is_refused(place, kind, marks, facts, message):
+    refuses(message, Tombstones.of(place).add, kind, marks, **facts)
     assert Tombstones.of(place).entries == ()
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda entries: [entries[0] | {"reason": "nobody asked"}, *entries[1:]], "entry 1 was changed"),
         (lambda entries: entries[1:], "entry 1 was changed, or one before it is missing"),
@@ -105,11 +105,11 @@ def test_an_unsigned_entry_is_refused(place, kind, marks, facts, told):
         (lambda entries: None, "is damaged"),
     ],
 )
-def test_a_changed_list_is_refused(place, change, told):
+def test_a_changed_list_is_refused(place, change, message):
     for letter in "abc":
         Tombstones.of(place).add("image", image(letter), **ADA)
     rewritten(place, change(stored(place)))
-    refuses(told, Tombstones.of, place)
+    refuses(message, Tombstones.of, place)
 
 
 def test_a_list_set_back_is_noticed_by_the_reports_it_had(place):

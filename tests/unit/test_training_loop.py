@@ -43,7 +43,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
 def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
     mode = {"caption_words": "align", "answers": "specialize"}[objective]
     plan = stage(objective=objective, trains=MODES[mode][0], steps=5, batch_images=4)
-    saved, logged, seen = [], {}, {}
+    saved, logged, again = [], {}, {}
 
     def save(step, checkpoint):
         saved.append(step)
@@ -53,11 +53,11 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
     whole = toy.run(plan, save=save, checkpoint_every=2, log=logged.__setitem__)
     assert saved == [2, 4]
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
-    resumed = toy.run(plan, resume=tmp_path, log=seen.__setitem__)
+    resumed = toy.run(plan, resume=tmp_path, log=again.__setitem__)
     assert (whole.resumed_from, resumed.resumed_from) == (0, 2)
     assert (resumed.tokens, resumed.final_loss) == (whole.tokens, whole.final_loss)
-    assert list(seen) == [3, 4, 5]
-    assert all(seen[step]["grad_norm"] == logged[step]["grad_norm"] for step in seen)
+    assert list(again) == [3, 4, 5]
+    assert all(again[step]["grad_norm"] == logged[step]["grad_norm"] for step in again)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -195,9 +195,9 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     assert outcome.final_loss == logs[max(logs)]["loss"], "the terminal, lineage and MLflow say one loss"
     assert list(logs) == [1, 2, 3, 4]
     norms = {"grad_norm", *(f"grad_norm/{m}" for m in ("tower", "projector", "embeddings", "language"))}
-    told = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")} | norms
-    told |= {"learning_rate", "learning_rate/tower", "loss", "padding", "seconds_left", "memory_bytes"}
-    assert told <= set(logs[3])
+    expected = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")} | norms
+    expected |= {"learning_rate", "learning_rate/tower", "loss", "padding", "seconds_left", "memory_bytes"}
+    assert expected <= set(logs[3])
     assert "mfu" not in logs[3]  # nothing is known of a CPU's peak
     assert logs[3]["learning_rate/tower"] == 0.5 * logs[3]["learning_rate"]
     squares = sum(logs[3][name] ** 2 for name in norms - {"grad_norm"})

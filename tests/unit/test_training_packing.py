@@ -151,10 +151,10 @@ class PLAIN:
 
 def loss_and_gradients(toy, model, turns, rows, **options):
     pixels = torch.from_numpy(np.array(toy.pixels[toy.corpus.pixel_row[rows]]))
-    seen = visual_tokens(model, tower_features(model, normalise(pixels, toy.processor.image_processor)))
+    visual = visual_tokens(model, tower_features(model, normalise(pixels, toy.processor.image_processor)))
     p = packed(toy, turns, **options)
     tensors = [torch.from_numpy(a) for a in (p.ids, p.face, p.block, p.position, p.image)]
-    states = toy.family.packed(model, seen, *tensors)
+    states = toy.family.packed(model, visual, *tensors)
     loss = token_losses(toy.family, model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target), PLAIN).sum()
     model.zero_grad()
     loss.backward()
@@ -218,11 +218,11 @@ def test_maps_move_with_the_face_and_withheld_ones_are_none(full_toy):
     plan = stage(batch_images=24)
     [batch] = full_toy.batches(plan)
     model = full_toy.fresh()[0].eval()
-    seen = []
-    model.model.segmentation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    maps = []
+    model.model.segmentation.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     full_toy.gradients(model, plan, [batch])
-    assert torch.equal(seen[0], apply_to_maps(batch.maps_BSS, batch.changes))
-    assert not torch.equal(seen[0], batch.maps_BSS)
+    assert torch.equal(maps[0], apply_to_maps(batch.maps_BSS, batch.changes))
+    assert not torch.equal(maps[0], batch.maps_BSS)
     chosen = full_toy.sampler(plan).plan(0)
     none = (batch.maps_BSS == NO_MAP).flatten(1).all(1).numpy()
     absent = (full_toy.dataset.maps[full_toy.corpus.pixel_row[chosen.rows]] == NO_MAP).all((1, 2))

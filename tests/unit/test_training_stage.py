@@ -115,9 +115,9 @@ def test_checkpoints_left_at_another_place_are_told(table, tmp_path):
     assert ask(tmp_path, table, there).store().place != first.store().place  # nothing was kept so far
     first = ask(tmp_path, table)
     save(first)
-    told = refuses(None, ask, tmp_path, table, there)
+    message = refuses(None, ask, tmp_path, table, there)
     for words in (f"are at {first.store().place}", str(tmp_path / "there" / first.run_name), f"remove {first.record}"):
-        assert words in told
+        assert words in message
     shutil.copytree(first.store().place, tmp_path / "there" / first.run_name)
     assert ask(tmp_path, table, there).key == first.key
 

@@ -60,7 +60,7 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(full_
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("model.segmentation.mode=none",), r"model\.segmentation\.mode: append -> none"),
         (("model.segmentation.mode=add",), r"model\.segmentation\.mode: append -> add"),
@@ -70,9 +70,11 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(full_
         (("reformat.held_out=[Eyeglasses]",), r"withheld for reformat\.held_out: nothing -> \[3\]"),
     ],
 )
-def test_branches_other_than_the_base_has_are_refused(full_toy, mapped, overrides, told, monkeypatch):
+def test_branches_other_than_the_base_has_are_refused(full_toy, mapped, overrides, message, monkeypatch):
     monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the full_toy's turns have no real tasks
-    refuses(rf"mapped has other branches than the settings ask for .*{told}", load, full_toy, mapped, *MAPS, *overrides)
+    refuses(
+        rf"mapped has other branches than the settings ask for .*{message}", load, full_toy, mapped, *MAPS, *overrides
+    )
 
 
 def test_branches_are_not_asked_of_an_earlier_stage_without_them(full_toy, plain):

@@ -14,7 +14,7 @@ from facemllm.tasks.unanswerable import ANSWERED, CANNOT_TELL, NEW, REFUSAL, TAU
 from tests.unit.test_tasks_asking import ROWS
 
 TASK = tasks.get("unanswerable")
-TOLD, LATER = TASK.items
+KNOWN, LATER = TASK.items
 
 
 def asked_of(item, split, count=600):
@@ -24,12 +24,12 @@ def asked_of(item, split, count=600):
 
 def test_there_are_many_wordings_of_many_subjects():
     assert len(TAUGHT) >= 30
-    assert len(TOLD.wordings) >= 400
+    assert len(KNOWN.wordings) >= 400
     for words in ("religion", "nationality", "race", "ill", "criminal", "salary", "car", "weather", "shoes", "brand"):
-        assert any(f" {words} " in f" {normal(text)} " for text in TOLD.wordings), words
+        assert any(f" {words} " in f" {normal(text)} " for text in KNOWN.wordings), words
 
 
-@pytest.mark.parametrize(("item", "split"), [(TOLD, "train"), (TOLD, "test"), (LATER, "test"), (LATER, "validation")])
+@pytest.mark.parametrize(("item", "split"), [(KNOWN, "train"), (KNOWN, "test"), (LATER, "test"), (LATER, "validation")])
 def test_half_of_the_faces_are_asked_what_cannot_be_told_and_half_what_can(item, split):
     counts: Counter[str] = Counter()
     for row, asked in asked_of(item, split):
@@ -44,7 +44,7 @@ def test_half_of_the_faces_are_asked_what_cannot_be_told_and_half_what_can(item,
 
 def test_what_is_kept_for_evaluation_is_not_asked_in_training():
     assert {asked for _, asked in asked_of(LATER, "train", 50)} == {None}
-    taught = {asked.text for _, asked in asked_of(TOLD, "train", 3000)}
+    taught = {asked.text for _, asked in asked_of(KNOWN, "train", 3000)}
     assert len(taught) > 400
     assert not {normal(text) for text in taught} & {normal(text) for text in NEW}
     unseen = {text for name in ("attributes", "expression") for item in tasks.get(name).items for text in item.unseen}
@@ -56,7 +56,7 @@ def test_what_is_kept_for_evaluation_is_not_asked_in_training():
 
 def test_a_face_of_which_nothing_is_known_is_not_asked():
     row = {"image_id": "a", "split": "train", "attributes": {}, "expression": None}
-    assert asking.ask(TASK, TOLD, asking.NATIVE, row) is None
+    assert asking.ask(TASK, KNOWN, asking.NATIVE, row) is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_taught_words_count_as_a_refusal_of_any_question():
 
 def test_neither_constant_answer_scores_more_than_half():
     metric = metrics.of(TASK)
-    answers = [asked.answer for _, asked in asked_of(TOLD, "test")]
+    answers = [asked.answer for _, asked in asked_of(KNOWN, "test")]
     for constant in (CANNOT_TELL, ANSWERED):
         columns = metric.columns(answers, [constant] * len(answers), ())
         assert metric.value(np.asarray(columns).sum(0)[None])[0] == 0.5

@@ -55,10 +55,10 @@ def test_options_that_go_on_from_a_cache_are_scored_as_one_a_pass(opened, name, 
 @pytest.mark.parametrize("name", UNPACKED)
 def test_whole_rows_say_the_same(opened, name):
     predictor = opened(name)
-    way, seen = predictor._unpacked, predictor.encode(pictures(predictor, 1))
+    way, visual = predictor._unpacked, predictor.encode(pictures(predictor, 1))
     asked = [one for layout in predictor.passes(QUERIES) for one in predictor._asked(layout)]
     with torch.inference_mode():
-        copies, rows = (np.concatenate([one for one, _ in by(seen, asked)]) for by in (way.by_copies, way.by_rows))
+        copies, rows = (np.concatenate([one for one, _ in by(visual, asked)]) for by in (way.by_copies, way.by_rows))
     np.testing.assert_allclose(copies, rows, atol=1e-5)
 
 

@@ -66,17 +66,17 @@ def test_what_was_recorded_comes_back_bit_for_bit(place, tables, tmp_path):
 def test_what_a_schedule_sees_is_the_newest_revision_that_is_whole(place, tables, other_tables, tmp_path):
     assert newest_data(place()) is None
     first = record(place(), *tables)
-    seen = newest_data(place())
-    assert seen.revision == first.sha
+    newest = newest_data(place())
+    assert newest.revision == first.sha
     pushed = set((tmp_path / "home" / "dvc-remote").rglob("*"))
     second = record(place(), *other_tables)
     now = newest_data(place())
     assert now.revision == second.sha
-    assert now.digest != seen.digest
+    assert now.digest != newest.digest
     for one in set((tmp_path / "home" / "dvc-remote").rglob("*")) - pushed:
         if one.is_file():
             one.unlink()
-    assert newest_data(place()) == seen, "what is not all in the remote cannot be restored elsewhere"
+    assert newest_data(place()) == newest, "what is not all in the remote cannot be restored elsewhere"
 
 
 def test_the_same_bytes_are_one_revision_and_versions_are_kept_apart(place, tables, other_tables, tmp_path):

@@ -125,8 +125,8 @@ def test_the_text_says_what_changed_and_how_much_is_not_listed(place, version):
 
 def test_the_log_says_which_revision_holds_what(place, version):
     one, two = version()[0], version(lambda rows: rows[:30])[0]
-    told = [(entry["sha"], entry["faces_rows"], entry["replaces"]) for entry in log(place)]
-    assert told == [(two.sha, 30, []), (one.sha, 40, [])]
+    entries = [(entry["sha"], entry["faces_rows"], entry["replaces"]) for entry in log(place)]
+    assert entries == [(two.sha, 30, []), (one.sha, 40, [])]
     newest = render_log(log(place)).splitlines()[0]
     assert newest.startswith(f"{two.sha[:12]}  faces {two.faces[:12]} (30 rows)  conversations")
     assert render_log([]) == "nothing is recorded yet"

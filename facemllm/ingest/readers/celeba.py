@@ -176,8 +176,8 @@ def sheet(path: Path, root: Path, expected: Sequence[str] = ()) -> Sheet:
         columns = columns[columns[:1] == (_KEY,) :]
         found = Sheet(path, name, columns, top[1][0], _counted(path, root, len(columns), top[0], top[1][0]))
     if expected and sorted(columns) != sorted(expected):
-        told = " ".join(columns) or "(none)"
-        raise UserError(f"{path}, line {found.line}: columns {told}; expected {' '.join(expected)}")
+        listed = " ".join(columns) or "(none)"
+        raise UserError(f"{path}, line {found.line}: columns {listed}; expected {' '.join(expected)}")
     return found
 
 

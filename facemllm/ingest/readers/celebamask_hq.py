@@ -192,7 +192,7 @@ def _kept(rows: Beside[str], wanted: Mapping[str, str], kept: dict[str, str]) ->
 
 
 def _celeba(root: Path, name: str) -> tuple[Path | None, Path]:
-    """The folder of CelebA's own files that has this one, and what its path is told relative to."""
+    """The folder of CelebA's own files that has this one, and what its path is written relative to."""
     beside = root.resolve().parent
     bases = [(root, root), *((over / folder, over) for over in (root, beside) for folder in ("CelebA", "celeba"))]
     return next(((place, base) for place, base in bases if find(place, name)), (None, root))

@@ -89,8 +89,10 @@ def read_raf_db(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refus
     """Faces of one subset, in its label file's order. Raises UserError when a file is missing or of another form."""
     subset, original = options["subset"], options["pictures"] == "original"
     home = labels.existing(root, f"{subset}/EmoLabel", "EmoLabel").parent
-    if home == root and (told := root.resolve().name) in ("basic", "compound") and told != subset:
-        raise UserError(f"{root}: this is the {told} subset; say so in the source's options: subset: {told}")
+    if home == root and (folder_name := root.resolve().name) in ("basic", "compound") and folder_name != subset:
+        raise UserError(
+            f"{root}: this is the {folder_name} subset; say so in the source's options: subset: {folder_name}"
+        )
     path = labels.existing(home, "EmoLabel/list_patition_label.txt", "EmoLabel/list_partition_label.txt")
     pictures = labels.existing(home, f"Image/{options['pictures']}")
     _check_columns(path)

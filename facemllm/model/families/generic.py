@@ -72,8 +72,8 @@ class Generic(Family):
         asked = {n: v.to(model.device) for n, v in self._asked.items() if n != "labels"}
         try:
             wanted = model.eval()(**asked).logits.float()
-            seen = self.visual(model, self.features(model, self.example))
-            found = self.logits(model, self.plain(model, seen, asked["input_ids"], asked["attention_mask"]))
+            visual = self.visual(model, self.features(model, self.example))
+            found = self.logits(model, self.plain(model, visual, asked["input_ids"], asked["attention_mask"]))
         except Exception as error:
             raise UserError(f"cannot use {name}: no adapter is written for {kind}: {one_line(error)}") from error
         if not torch.allclose(found, wanted, atol=1e-3 if wanted.dtype == torch.float32 else 1e-1):

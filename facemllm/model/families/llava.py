@@ -72,9 +72,9 @@ class Llava(Family):
         with refusing(f"cannot use {name}: its processor does not fit its vision tower"):
             with torch.device("meta"):
                 tower = AutoModel.from_config(model.config.vision_config).eval()
-                seen = tower(self.example["pixel_values"].to("meta"), output_hidden_states=True, return_dict=True)
+                outputs = tower(self.example["pixel_values"].to("meta"), output_hidden_states=True, return_dict=True)
             chosen = model.config.vision_feature_layer
-            made = seen.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]
+            made = outputs.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]
         made -= model.config.vision_feature_select_strategy == "default"
         made += getattr(model.model, "additional_tokens", 0)
         if (written := self.image_count) != made:

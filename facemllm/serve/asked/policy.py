@@ -35,7 +35,7 @@ SENSITIVE: Mapping[str, tuple[str, ...]] = {
 }
 """What a deployment must allow by name, and the tasks that ask for it. Other tasks that their definition calls
 sensitive must be allowed by their own name."""
-_TOLD_IN_PASSING: Mapping[str, tuple[str, ...]] = {
+_INCIDENTAL: Mapping[str, tuple[str, ...]] = {
     "caption": ("gender", "age", "expression"),
     "description": ("gender", "age", "expression"),
 }
@@ -222,4 +222,4 @@ def _subjects(task: str) -> tuple[str, ...]:
     own = tuple(subject for subject, names in SENSITIVE.items() if task in names)
     found = tasks.get(task)
     itself = (task,) if found.sensitive and not own else ()
-    return tuple(dict.fromkeys((*own, *itself, *found.reveals, *_TOLD_IN_PASSING.get(task, ()))))
+    return tuple(dict.fromkeys((*own, *itself, *found.reveals, *_INCIDENTAL.get(task, ()))))

@@ -65,7 +65,7 @@ class Rules:
     def broken(self, words: str, squeezed: str, but: str | None = None) -> Rule | None:
         """The first rule that plain words break, that of the name `but` aside."""
         tokens = words.split()
-        told = self._told(tokens)
+        by_word = self._by_word(tokens)
         latin = words.isascii()
         sought: dict[int, set[str]] = {}
         for token in tokens:
@@ -74,7 +74,7 @@ class Rules:
         for place, rule in enumerate(self.rules):
             if rule.name == but:
                 continue
-            held = place in told or any(_compiled(pattern).search(words) for pattern in sought.get(place, ()))
+            held = place in by_word or any(_compiled(pattern).search(words) for pattern in sought.get(place, ()))
             held = held or (not latin and any(part in words for part in rule.parts))
             held = held or (squeezed != "" and any(phrase in squeezed for phrase in rule.squeezed))
             if held and not (rule.spared is not None and self._harmless(place, rule, words)):
@@ -97,7 +97,7 @@ class Rules:
                     return meant
         return word
 
-    def _told(self, tokens: Sequence[str]) -> set[int]:
+    def _by_word(self, tokens: Sequence[str]) -> set[int]:
         """Places of the rules that have one of the words, or its beginning."""
         found = {place for token in tokens if (place := self.whole.get(token)) is not None}
         for token in tokens:
@@ -112,7 +112,7 @@ class Rules:
         left = " ".join(rule.spared.sub(" ", words).split())
         if left == words:
             return False
-        return place not in self._told(left.split()) and not any(
+        return place not in self._by_word(left.split()) and not any(
             not needed.isdisjoint(left.split()) and _compiled(pattern).search(left) for needed, pattern in rule.patterns
         )
 

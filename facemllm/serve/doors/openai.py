@@ -109,18 +109,18 @@ class ChatDoor:
     async def _pieces(self, chat: ChatRequest) -> AsyncIterator[tuple[str, tuple[Answer, ...], bool]]:
         """Pieces of the content; with the last, which may be empty, come the answers and whether it was cut short."""
         service, caller = self._service, CALLER.get()
-        told = {"client": caller.client, "deadline": caller.deadline}
+        options = {"client": caller.client, "deadline": caller.deadline}
         started = time.perf_counter()
         if chat.properties:
             if refusal := self._broken(chat):
                 refused = Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason)
                 yield "", self._noted(chat, refused, started), False
                 return
-            (answers,) = await service.answer([chat.ask], **told)  # type: ignore[arg-type]
+            (answers,) = await service.answer([chat.ask], **options)  # type: ignore[arg-type]
             yield write_object(chat.properties, answers.answers)[0], answers.answers, False
             return
         written = ""
-        async for piece in service.stream(chat.ask, **told):  # type: ignore[arg-type]
+        async for piece in service.stream(chat.ask, **options):  # type: ignore[arg-type]
             if isinstance(piece, Answer):
                 cut = bool(written) and self._tokens(piece.text) > self._longest
                 yield "" if written else _content(piece), (piece,), cut

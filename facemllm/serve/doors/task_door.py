@@ -62,7 +62,7 @@ def _read_box(value: Any, width: int, height: int) -> tuple[float, float, float,
 
 def describe(service: Service) -> dict[str, Any]:
     """What can be asked: tasks, their items with options and an example, and how well it was evaluated."""
-    told = []
+    entries = []
     for task in service.offered.values():
         refusal = service.policy.refuses_task(task.name)
         figures = dict(service.evaluated.tasks.get(task.name, {}))
@@ -78,8 +78,8 @@ def describe(service: Service) -> dict[str, Any]:
             for question in task.questions()
         ]
         about = {"name": task.name, "use": task.use, "unit": task.unit or None, "sensitive": task.sensitive}
-        told.append({**about, "refused": refusal and refusal.reason, "items": items, "evaluated": figures or None})
-    return {"model": _model(service), "split": service.evaluated.split, "tasks": told}
+        entries.append({**about, "refused": refusal and refusal.reason, "items": items, "evaluated": figures or None})
+    return {"model": _model(service), "split": service.evaluated.split, "tasks": entries}
 
 
 def _model(service: Service) -> dict[str, Any]:

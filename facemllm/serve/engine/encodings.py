@@ -1,4 +1,4 @@
-"""What the tower said of the faces seen last, so that a second request about a picture needs no second look."""
+"""The encodings of the faces asked about last: a second request about a picture does not run the tower again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Seen:
+class Encoding:
     """What the tower says of a face: its tokens (N, D), and the probabilities of its characteristics."""
 
     tokens_ND: Tensor
@@ -18,29 +18,29 @@ class Seen:
 
 
 class Encodings:
-    """The faces seen last, by their key, up to so many bytes."""
+    """The encodings used last, by the face's key, up to so many bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._held = most_bytes, 0
-        self._seen: OrderedDict[tuple[str, ...], Seen] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, ...], Encoding] = OrderedDict()
         self.hits = self.misses = 0
 
-    def get(self, key: tuple[str, ...]) -> Seen | None:
-        """What was seen of a face, if it is still held; counted as a hit or a miss."""
-        found = self._seen.get(key)
+    def get(self, key: tuple[str, ...]) -> Encoding | None:
+        """The encoding of a face, if it is still held; counted as a hit or a miss."""
+        found = self._entries.get(key)
         if found is None:
             self.misses += 1
         else:
             self.hits += 1
-            self._seen.move_to_end(key)
+            self._entries.move_to_end(key)
         return found
 
-    def put(self, key: tuple[str, ...], seen: Seen) -> None:
+    def put(self, key: tuple[str, ...], encoding: Encoding) -> None:
         """Hold a face; those not asked about for longest go."""
-        if key in self._seen:
+        if key in self._entries:
             return
-        self._seen[key] = seen
-        self._held += seen.tokens_ND.nbytes
+        self._entries[key] = encoding
+        self._held += encoding.tokens_ND.nbytes
         while self._held > self._most:
-            _, gone = self._seen.popitem(last=False)
+            _, gone = self._entries.popitem(last=False)
             self._held -= gone.tokens_ND.nbytes

@@ -22,7 +22,7 @@ from facemllm.model.families import Llava
 from facemllm.model.forward import Layout
 from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.engine.batches import Job, Scheduler
-from facemllm.serve.engine.encodings import Encodings, Seen
+from facemllm.serve.engine.encodings import Encoding, Encodings
 from facemllm.serve.engine.packed import pack
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
@@ -107,11 +107,11 @@ class OwnEngine:
         """Answer about a grey face: the first pass of its kind is slow."""
         grey = np.full(self.predictor.prepared, 128, np.uint8)
         for count in (1, 2):
-            seen = self.predictor.encode([grey] * count)
-            self.scoring.score_rows(seen.flat_BNF, self.predictor.passes([_PROBE]) * count)
+            visual = self.predictor.encode([grey] * count)
+            self.scoring.score_rows(visual.flat_BNF, self.predictor.passes([_PROBE]) * count)
         if self._plain:
             decoding = Decoding(self.predictor, 2)
-            decoding.begin([Row(self._prompt([("user", _PROBE.question)]), seen.tokens_BND[0])])
+            decoding.begin([Row(self._prompt([("user", _PROBE.question)]), visual.tokens_BND[0])])
             decoding.step()
 
     async def answer(
@@ -135,8 +135,8 @@ class OwnEngine:
         pieces: Pieces = asyncio.Queue()
         work = self._work(face, (), [chat], False)
         work.say = lambda text: _tell(loop, pieces, text)
-        async with aclosing(streamed(self._submit(work, client, deadline), pieces)) as told:
-            async for piece in told:
+        async with aclosing(streamed(self._submit(work, client, deadline), pieces)) as streaming:
+            async for piece in streaming:
                 yield piece
 
     def check(self, *, client: str = "", deadline: float = math.inf, under_way: UnderWay = IDLE) -> None:
@@ -203,9 +203,9 @@ class OwnEngine:
 
     def _begin(self, new: Sequence[_Job]) -> None:
         self._begun += new
-        seen = self._looked_at([job.work.face for job in new])
+        encodings = self._looked_at([job.work.face for job in new])
         for job in new:
-            work, face = job.work, seen[job.work.face.key]
+            work, face = job.work, encodings[job.work.face.key]
             work.tokens_ND = face.tokens_ND
             if work.characteristics:
                 work.found = face.characteristics
@@ -229,10 +229,10 @@ class OwnEngine:
                 work.scored[number] = scored
             self._end()
 
-    def _write(self, work: _Work, seen: Seen) -> None:
+    def _write(self, work: _Work, encoding: Encoding) -> None:
         """Begin to write; what settings of the model's own steer is written at once, by `generate`."""
         if self._plain:
-            work.rows = [Row(prompt, seen.tokens_ND) for prompt in work.prompts]
+            work.rows = [Row(prompt, encoding.tokens_ND) for prompt in work.prompts]
             return
         for chat in work.chats:
             turns = [{"role": role, "content": text} for role, text in chat]
@@ -240,17 +240,17 @@ class OwnEngine:
             if work.say is not None:
                 work.say(work.texts[-1])
 
-    def _looked_at(self, faces: Iterable[Prepared]) -> dict[tuple[str, ...], Seen]:
+    def _looked_at(self, faces: Iterable[Prepared]) -> dict[tuple[str, ...], Encoding]:
         """The encodings of faces by their keys, of those that were not kept in as few passes of the tower as fit."""
         wanted = {face.key: face for face in faces}
-        found = {key: seen for key in wanted if (seen := self.encodings.get(key)) is not None}
+        found = {key: encoding for key in wanted if (encoding := self.encodings.get(key)) is not None}
         missing = [face for key, face in wanted.items() if key not in found]
         for start in range(0, len(missing), self._rows):
             part = missing[start : start + self._rows]
             encoded = self.predictor.encode([face.pixels for face in part], [face.map for face in part])
             known = self.predictor.characteristics(encoded)
             for face, tokens_ND, scores in zip(part, encoded.flat_BNF, known, strict=True):
-                found[face.key] = Seen(tokens_ND.clone(), scores)  # a view would hold the whole batch
+                found[face.key] = Encoding(tokens_ND.clone(), scores)  # a view would hold the whole batch
                 self.encodings.put(face.key, found[face.key])
         return found
 

@@ -1,4 +1,4 @@
-"""An answer in pieces: what of an unfinished text can be told already, and the telling of it."""
+"""An answer in pieces: what of an unfinished text can be sent already, and the sending of it."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ class Scoring:
         picked = x_BLD.gather(1, place_BP1.expand(-1, -1, x_BLD.shape[-1]))
         own = place_BP1[: len(layouts)]
         turned = tuple(one.gather(1, own[..., None].expand(-1, -1, 1, one.shape[-1])) for one in rotation)
-        seen = mask.gather(2, own[:, None].expand(-1, 1, -1, mask.shape[-1]))
-        return torch.as_tensor(decoder.norm(_layer(decoder.layers[-1], picked, x_BLD, turned, rotation, seen)))
+        picked_mask = mask.gather(2, own[:, None].expand(-1, 1, -1, mask.shape[-1]))
+        return torch.as_tensor(decoder.norm(_layer(decoder.layers[-1], picked, x_BLD, turned, rotation, picked_mask)))
 
 
 def _layer(

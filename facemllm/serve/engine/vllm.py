@@ -175,8 +175,8 @@ class VllmEngine:
             async with self._turns.admitted(client, deadline, cost_of(0, 1)):
                 await self._say(prompt, await self._features(face, client), client, pieces)
 
-        async with aclosing(streamed(work(), pieces)) as told:
-            async for piece in told:
+        async with aclosing(streamed(work(), pieces)) as streaming:
+            async for piece in streaming:
                 yield piece
 
     def close(self, seconds: float | None = None) -> None:

@@ -81,6 +81,6 @@ class CommittedService(InferenceService):
         command = ["git", "-C", str(self._clone), *arguments]
         done = git.run(command, git.environment(), _PURPOSE, wait_s=_WAIT_S, place=self._place.repository)
         if done.returncode:
-            told = " ".join(done.stderr.decode("utf-8", "replace").split())[-400:]
-            raise UserError(f"{self._place.repository}: git {arguments[0]} failed: {told}")
+            message = " ".join(done.stderr.decode("utf-8", "replace").split())[-400:]
+            raise UserError(f"{self._place.repository}: git {arguments[0]} failed: {message}")
         return done.stdout.decode("utf-8", "replace").strip()

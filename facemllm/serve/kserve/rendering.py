@@ -46,7 +46,7 @@ _SECURITY: Object = {
 
 @dataclass(frozen=True)
 class Model:
-    """A model to serve: digest, version, its address in the store, and that of what is told of its evaluation."""
+    """A model to serve: digest, version, its address in the store, and that of its evaluation's figures."""
 
     digest: str
     version: str

@@ -163,8 +163,8 @@ class InferenceService:
             return f"; its events cannot be read: {one_line(error, 120)}"
         own = [one for one in listed if str(one.get("involvedObject", {}).get("name", "")).startswith(self.name)]
         own.sort(key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
-        told = [f"{one.get('reason')}: {' '.join(str(one.get('message')).split())[:160]}" for one in own[-_EVENTS:]]
-        return f"; last events: {' | '.join(told)}" if told else ""
+        lines = [f"{one.get('reason')}: {' '.join(str(one.get('message')).split())[:160]}" for one in own[-_EVENTS:]]
+        return f"; last events: {' | '.join(lines)}" if lines else ""
 
 
 def share(found: Object, revision: str) -> int:

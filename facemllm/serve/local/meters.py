@@ -45,7 +45,7 @@ class Meter:
         self.refused += refused
         self.broken += not refused
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return vars(self) | {"latency": {str(edge): count for edge, count in sorted(self.latency.items())}}
 

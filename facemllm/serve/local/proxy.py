@@ -140,12 +140,12 @@ class Proxy:
         if request.path != "/proxy/status":
             return _refusal(404, "the proxy has /proxy/live and /proxy/status")
         routes, driven = self.router.look()
-        told: dict[str, Any] = {"started": self._started, "in_flight": self._in_flight, "percent": 0.0}
+        status: dict[str, Any] = {"started": self._started, "in_flight": self._in_flight, "percent": 0.0}
         if routes is not None:
-            told |= {"stable": routes.stable.name}
+            status |= {"stable": routes.stable.name}
             if driven and routes.canary is not None:
-                told |= {"canary": routes.canary.name, "percent": routes.percent}
-        return web.json_response(told | {"backends": {name: meter.told() for name, meter in self.meters.items()}})
+                status |= {"canary": routes.canary.name, "percent": routes.percent}
+        return web.json_response(status | {"backends": {name: meter.to_dict() for name, meter in self.meters.items()}})
 
 
 class Door(web.Server):

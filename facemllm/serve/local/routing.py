@@ -18,7 +18,7 @@ class Router:
 
     def __init__(self, path: Path, chance: random.Random | None = None) -> None:
         self._path, self._chance = path, chance or random.Random()
-        self._seen: tuple[int, int, int] | None = None
+        self._stat: tuple[int, int, int] | None = None
         self._routes: Routes | None = None
         self._driven, self._asked = False, 0.0
 
@@ -26,9 +26,9 @@ class Router:
         """The routes of this moment, and whether their canary is driven by a living process."""
         with contextlib.suppress(OSError):
             found = self._path.stat()
-            seen = found.st_ino, found.st_mtime_ns, found.st_size
-            if seen != self._seen:
-                self._routes, self._seen, self._asked = Routes.read(self._path) or self._routes, seen, 0.0
+            stat = found.st_ino, found.st_mtime_ns, found.st_size
+            if stat != self._stat:
+                self._routes, self._stat, self._asked = Routes.read(self._path) or self._routes, stat, 0.0
         if self._routes is not None and time.monotonic() - self._asked > _OWNER_S:
             self._driven, self._asked = self._routes.driven(), time.monotonic()
         return self._routes, self._driven

@@ -206,9 +206,9 @@ def morph2(tmp_path, pictures):
 
 def test_rows_are_taken_and_contradictory_people_refused(morph2, take):
     found = take("morph2", morph2)
-    told = ("source_id", "age", "gender", "ethnicity", "subject_id")
+    columns = ("source_id", "age", "gender", "ethnicity", "subject_id")
     man, woman, last = (subject_id("morph2", person) for person in ("9055", "12345", "12"))
-    assert [tuple(row.get(name) for name in told) for row in found.rows] == [
+    assert [tuple(row.get(name) for name in columns) for row in found.rows] == [
         ("009055_1M54", 54, "male", "white", man),
         ("009055_2M55", 55, "male", "white", man),
         ("009055_3M56", 56, "male", "white", man),

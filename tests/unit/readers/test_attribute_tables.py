@@ -76,8 +76,8 @@ def test_rows_splits_and_subjects_and_refused_rows_with_their_place_from_1(tree,
     found = take("lfwa", tree, ["ingest.validation_share=0.0"])
     none = dict.fromkeys(NAMES, False)
     aaron, zoe = (subject_id("lfwa", name) for name in ("Aaron_Eckhart", "Zoë_Núñez"))
-    told = ("source_id", "split", "attributes", "gender", "subject_id", "width", "height")
-    assert [tuple(row[name] for name in told) for row in found.rows] == [
+    columns = ("source_id", "split", "attributes", "gender", "subject_id", "width", "height")
+    assert [tuple(row[name] for name in columns) for row in found.rows] == [
         ("Aaron_Eckhart_0001", "train", none | {"Smiling": True}, "female", aaron, 250, 250),
         ("Aaron_Eckhart_0002", "train", none | {"Male": True}, "male", aaron, 250, 250),
         ("Zoë_Núñez_0001", "test", none, "female", zoe, 250, 250),
@@ -245,8 +245,8 @@ def maad_face(tmp_path, pictures):
 def test_undefined_is_left_out_splits_are_the_folders_and_what_cannot_be_used_is_refused(maad_face, take):
     found = take("maad-face", maad_face, KEEP)
     two, one = (subject_id("maad-face", person) for person in ("n000002", "n000001"))
-    told = ("source_id", "attributes", "gender", "split", "subject_id")
-    assert [tuple(row.get(name) for name in told) for row in found.rows] == [
+    columns = ("source_id", "attributes", "gender", "split", "subject_id")
+    assert [tuple(row.get(name) for name in columns) for row in found.rows] == [
         ("n000002/0001_01", {"Male": True, "Smiling": False, "Bald": False}, "male", "train", two),
         ("n000002/0002_01", {"Male": False, "Attractive": True}, "female", "train", two),
         ("n000001/0001_01", {"Young": True, "White": True, "Asian": False}, None, "test", one),

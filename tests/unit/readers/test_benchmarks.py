@@ -252,7 +252,7 @@ def test_the_words_that_serving_refuses_are_not_asked(facexbench, tmp_path):
     path, one = facexbench / "benchmark/age.json", ["images/one.png"]
     words = ["Who is this person?", "Which celebrity is this?", "Which expression is this?", "How many people smile?"]
     write(path, sheet("bias_fairness", "age", {str(n): asked(one, text) for n, text in enumerate(words)}))
-    told = [
+    arguments = [
         "import",
         "facexbench",
         str(facexbench),
@@ -260,7 +260,7 @@ def test_the_words_that_serving_refuses_are_not_asked(facexbench, tmp_path):
         "--set",
         f"storage.home={tmp_path / 'home'}",
     ]
-    assert CliRunner().invoke(app, told).exit_code == 0
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     table = open_table(tmp_path / "table", CONVERSATIONS)
     assert [row["turns"][0]["template"] for row in table.iterate()] == ["age/2", "age/3", "tools/1"]
     reasons = {row["row"]: row["reason"] for row in table.refused() if row["file"] == "benchmark/age.json"}
@@ -268,7 +268,7 @@ def test_the_words_that_serving_refuses_are_not_asked(facexbench, tmp_path):
     assert reasons == {1: said, 2: said}
     write(path, sheet("bias_fairness", "age", {"1": asked(one, words[0])}))
     (facexbench / "benchmark/tools.json").unlink()
-    none = CliRunner().invoke(app, [*told[:3], str(tmp_path / "none"), *told[4:]])
+    none = CliRunner().invoke(app, [*arguments[:3], str(tmp_path / "none"), *arguments[4:]])
     assert none.exit_code == 1
     assert "nothing could be read from facexbench; benchmark/age.json, row 1: its words ask to name" in str(
         none.exception

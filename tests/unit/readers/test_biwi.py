@@ -13,7 +13,7 @@ ROWS = "not 3 rows of a rotation and 1 of the head's centre"
 CAL = "50 0 32 \n0 50 24 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n-400 0 0 \n"
 
 
-def seen(yaw, pitch, roll):
+def rotation(yaw, pitch, roll):
     """The matrix of a head with these angles in the signs of 300W-LP, as BIWI writes it."""
     return FLIP @ head_rotation(yaw, pitch, roll) @ FLIP
 
@@ -27,7 +27,7 @@ def pose(path, rotation, centre=(400, 0, 1000), end="\n"):
 def test_signs_are_those_of_300w_lp():
     for angles in ((20, 0, 0), (0, 20, 0), (0, 0, 20), (-33, 12, -8)):
         expected = dict(zip(("yaw", "pitch", "roll"), angles, strict=True))
-        assert rotation_degrees(seen(*angles)) == pytest.approx(expected)
+        assert rotation_degrees(rotation(*angles)) == pytest.approx(expected)
 
 
 def test_signs_by_geometry():
@@ -46,7 +46,7 @@ def test_signs_by_geometry():
 def test_no_rotation_is_refused():
     for matrix in (np.zeros((3, 3)), np.diag([1.0, 1, -1]), np.eye(3) * 1.1):
         refuses("no rotation", rotation_degrees, matrix, error=Refuse)
-    refuses(r"pitch is 120\.0 degrees, beyond 99", rotation_degrees, seen(0, 120, 0), error=Refuse)
+    refuses(r"pitch is 120\.0 degrees, beyond 99", rotation_degrees, rotation(0, 120, 0), error=Refuse)
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def tree(tmp_path, picture):
     for seed, name in enumerate(("01/frame_00003", "01/frame_00004", "02/frame_00003", "21/frame_00010")):
         folder, stem = name.split("/")
         picture(home / folder / f"{stem}_rgb.png", seed=seed, size=(64, 48), form="PNG")
-        pose(home / folder / f"{stem}_pose.txt", seen(5 + seed, -seed, 2), end="\r\n" if seed else "\n")
+        pose(home / folder / f"{stem}_pose.txt", rotation(5 + seed, -seed, 2), end="\r\n" if seed else "\n")
         (home / folder / "rgb.cal").write_text(CAL)
     picture(home / "01" / "frame_00005_rgb.png", seed=8, form="PNG")
-    pose(home / "01" / "frame_00006_pose.txt", seen(0, 0, 0))
+    pose(home / "01" / "frame_00006_pose.txt", rotation(0, 0, 0))
     picture(home / "02" / "frame_00004_rgb.png", seed=9, form="PNG")
     (home / "02" / "frame_00004_pose.txt").write_text("1 0 0\n0 1 nan\n0 0 1\n\n0 0 1000\n")
     picture(home / "02" / "frame_00005_rgb.png", seed=10, form="PNG")

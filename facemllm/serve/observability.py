@@ -1,4 +1,4 @@
-"""What is seen of a server, put together for it: its observer, its page and its door for corrections."""
+"""Observability of a server, put together for it: its observer, its page and its door for corrections."""
 
 from __future__ import annotations
 

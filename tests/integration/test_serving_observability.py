@@ -1,4 +1,4 @@
-"""What is seen of a real server: its page, its metrics, and a log without texts."""
+"""Observability of a real server: its page, its metrics, and a log without texts."""
 
 import base64
 import re
@@ -37,14 +37,14 @@ def test_page_metrics_log_and_corrections_of_a_real_server(
         correction = {"image": digests.of_bytes(picture(1)), "task": "age", "correction": "42", "answer": SECRET}
         assert client.post("/feedback", json={**correction, "consent": False}).status_code == 422
         assert client.post("/feedback", json={**correction, "answer": "40", "consent": False}).status_code == 200
-        told = client.get("/metrics").text
+        metrics = client.get("/metrics").text
     for door, status in (("v1", 200), ("page", 200), ("page", 415), ("feedback", 200)):
-        assert re.search(rf'facemllm_requests_total{{door="{door}",status="{status}"}} [1-9]', told), (door, status)
-    assert re.search(r'facemllm_questions_total\{kind="\w+",task="expression"\} 1', told)
-    assert f'digest="{endpoint.digest}"' in told
+        assert re.search(rf'facemllm_requests_total{{door="{door}",status="{status}"}} [1-9]', metrics), (door, status)
+    assert re.search(r'facemllm_questions_total\{kind="\w+",task="expression"\} 1', metrics)
+    assert f'digest="{endpoint.digest}"' in metrics
     logs = [file.read_text("utf-8") for file in Path(settings.home).rglob("*.log")]
     assert any("answered 1 questions about" in log for log in logs)
-    assert not any("Zebulon" in text for text in [*logs, told])
+    assert not any("Zebulon" in text for text in [*logs, metrics])
     assert settings.corrections is not None
     (kept,) = [one for _, one in read(settings.corrections) if isinstance(one, Correction)]
     assert (kept.label, kept.picture, kept.model) == ("42", False, endpoint.digest)
