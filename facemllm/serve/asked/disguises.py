@@ -55,7 +55,7 @@ _INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’]+(?=[^\W\d_])|(?<=[^\W\d_])_+(?=[
 _LEET = re.compile(r"[0-9@$€£!|+]")
 _JOINTS = re.compile(r"[_.\-]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
 _CAMEL = re.compile(r"\b[A-Za-z][a-z]+(?:[A-Z][a-z]+)+\b")
-_CLAUSE, _MOST_CLAUSES = re.compile(r"[;:!?\n]+|[.,](?=\s)"), 12
+_CLAUSE, _MOST_CLAUSES = re.compile(r"[;:!?\n]+(?=\s*\w)|[.,](?=\s+\w)"), 12
 _COMMON = {"the", "a", "an", "is", "are", "does", "do", "what", "which", "who", "how", "of", "this", "that"}
 _COMMON |= {"in", "on", "to", "and", "it", "tell", "me"}
 """English that is not back to front holds one of these."""
