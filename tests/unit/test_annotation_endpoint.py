@@ -107,7 +107,7 @@ def test_what_becomes_of_a_row(describer, rows, script, refused, requests):
 def test_nothing_that_was_answered_is_asked_again(describer, rows):
     asked = rows(4)
     with FakeEndpoint() as fake:
-        one = describer(fake)
+        one = describer(fake, timeout_s=60)  # a reply that came too late is asked for again
         words = [prompt.messages(row) for row in asked]
         keys = [one.key(row["image_id"], said) for row, said in zip(asked, words, strict=True)]
         mending = prompt.repair(words[3], "[]", "not a JSON object but a list")
