@@ -4,7 +4,7 @@ The commands are those that `pipeline.py compile` writes, run in their order on 
 values and paths for outputs go in as its executor input, the value that a step returns is read from where it was
 written. MLflow is a container of the image, too, and so is a git server that keeps decisions, asked over ssh; the
 others share their loopback, and nothing else. Needs podman and the image (CONTRIBUTING.md says how to make both);
-PODMAN and FACEMLLM_IMAGE name others than `podman` and its default.
+PODMAN and FACEMLLM_IMAGE name others than `podman` (with `runc`, where it is installed) and its default.
 """
 
 import json
@@ -30,7 +30,8 @@ from tests.kfp_workflow import executor_input
 from tests.unit.test_k8s import needs_kubectl, one
 from tests.unit.test_k8s import pods as pods_of
 
-PODMAN = shlex.split(os.environ.get("PODMAN", "podman"))
+# crun refuses hybrid cgroups
+PODMAN = shlex.split(os.environ.get("PODMAN", "podman --runtime=runc" if shutil.which("runc") else "podman"))
 IMAGE = os.environ.get("FACEMLLM_IMAGE", load().cluster.image)
 SMALL = ("ingest.identities=60", "validate.min_rows=50", "evaluate.bootstrap=100", "train.threads=1")
 FEW = tuple(f"train.stages.{stage}.steps=2" for stage in ("align", "instruct", "specialize"))
