@@ -166,7 +166,8 @@ class Rest(RESTServer):
 
     def _add_middlewares(self, app: FastAPI) -> None:
         app.add_middleware(EndsWithCaller)
-        middleware.install(app, self._at.guard, self._at.max_bytes, refusal, self._service.check)
+        at = self._at
+        middleware.install(app, at.guard, at.max_bytes, refusal, self._service.check, at.host)
         app.add_middleware(NamedCaller)
         app.add_middleware(Labelled, served=self._service.model)
         app.add_middleware(Watch, observer=self._service.observer)

@@ -88,7 +88,8 @@ class Guard(Section):
     """What strangers may cost the model server: decoding of pictures, connections, headers, JSON, gRPC calls.
 
     `keys` is a file of client names and SHA-256 of API keys; null asks for none. `tls` is a certificate and its key,
-    both PEM files; null speaks plain HTTP and gRPC.
+    both PEM files; null speaks plain HTTP and gRPC. `hosts` are more names in requests' Host that a server on loopback
+    answers to, as that of a proxy before it.
     """
 
     decode_threads: Positive
@@ -106,6 +107,7 @@ class Guard(Section):
     grpc_streams: Positive
     keys: str | None
     tls: tuple[str, str] | None
+    hosts: list[str]
     fetch: Fetch
 
 

@@ -152,23 +152,6 @@ def test_what_is_refused_is_one_line_with_its_status(
         assert re.findall(r'value="(\w+)" checked', answer.text) == [one for one in [data.get("task")] if one == "age"]
 
 
-@pytest.mark.parametrize("path", ["/", "/page/feedback"])
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"origin": "http://evil.example"}, 403),
-        ({"origin": "null"}, 403),
-        ({"sec-fetch-site": "cross-site"}, 403),
-        ({"sec-fetch-site": "same-site", "origin": "http://testserver"}, 403),
-        ({"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy"}, 422),
-        ({"origin": "http://testserver"}, 422),
-    ],
-)
-def test_forms_of_other_sites_are_refused(client: TestClient, path: str, headers: dict[str, str], status: int) -> None:
-    client.headers.pop("origin")
-    assert client.post(path, files={"picture": ("", b"")}, data={"x": "y"}, headers=headers).status_code == status
-
-
 def test_a_large_picture_does_not_touch_the_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def to_disk(*_: Any, **__: Any) -> None:
         raise AssertionError("a picture was written to disk")

@@ -1,5 +1,5 @@
-"""What stands before every route, in its order: the key, room in the queue, the size and time of the body, its JSON,
-its links."""
+"""What stands before every route, in its order: where it comes from, the key, room in the queue, the size and time of
+the body, its JSON, its links."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from facemllm.serve.guard.fetching import Fetcher
 from facemllm.serve.guard.json_bodies import JsonLimit
 from facemllm.serve.guard.keys import KeyCheck, guarded_by
 from facemllm.serve.guard.links import FetchImages
+from facemllm.serve.guard.origins import OwnOrigin, is_loopback
 from facemllm.serve.language import Refused
 from facemllm.settings.serve import Guard
 
@@ -68,10 +69,11 @@ def install(
     max_bytes: int,
     refuse: Callable[[str, Refused], ASGIApp],
     check: Callable[[str, UnderWay], None] = lambda client, under_way: None,
+    host: str | None = None,
 ) -> None:
     """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path;
-    `check` raises Refused where a client would be refused whatever it asks. Raises UserError for a keys file that
-    cannot be read."""
+    `check` raises Refused where a client would be refused whatever it asks; `host` is the address that the server
+    listens on. Raises UserError for a keys file that cannot be read."""
     keys = guarded_by(guard)
     if guard.fetch.hosts:
         fetcher = Fetcher(guard.fetch.hosts, max_bytes=max_bytes, seconds=guard.fetch.seconds)
@@ -81,4 +83,5 @@ def install(
     app.add_middleware(Admission, check=check, refuse=refuse)
     if keys:  # the one added last comes first
         app.add_middleware(KeyCheck, keys=keys, refuse=refuse)
+    app.add_middleware(OwnOrigin, hosts=guard.hosts if host and is_loopback(host) else None, refuse=refuse)
     app.add_middleware(HeadAsGet)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -21,7 +20,6 @@ from facemllm.serve.language import Ask, Encoded, Limits, Question, Refused
 from facemllm.tasks.base import Task
 
 _MOST_FIELDS, _MOST_FIELD = 64, 64 * 1024
-_SAME = ("same-origin", "none")
 
 
 @dataclass(frozen=True)
@@ -40,18 +38,8 @@ class Asked:
     typed: Typed
 
 
-def require_own(headers: Headers) -> None:
-    """Refuse what another site's page makes a browser post. Raises Refused (403)."""
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site in _SAME:
-        return
-    if site is not None or (origin is not None and urlsplit(origin).netloc != headers.get("host", "")):
-        raise Refused(403, "that form came from another site; open this page and use its own")
-
-
 async def read_form(request: Request, max_bytes: int) -> FormData:
     """The fields and files of a posted form; files stay in memory, which BodyLimit bounds. Raises Refused."""
-    require_own(request.headers)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refused(415, "a picture is posted as multipart/form-data; use the form on the page")
     parser = MultiPartParser(
