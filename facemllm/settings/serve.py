@@ -105,6 +105,7 @@ class Guard(Section):
     json_depth: Positive
     json_values: Positive
     grpc_streams: Positive
+    grpc_age_s: Positive
     keys: str | None
     tls: tuple[str, str] | None
     hosts: list[str]

@@ -32,7 +32,11 @@ def apply(config: uvicorn.Config, guard: Guard) -> None:
 
 
 def grpc_options(guard: Guard, max_bytes: int) -> list[tuple[str, int]]:
-    """Options of a gRPC server: size of messages and of metadata, connections, calls at once on one, idle ones."""
+    """Options of a gRPC server: size of messages and of metadata, connections, calls at once on one, their age.
+
+    Connections end by age so that none is left when the server stops: gRPC cancels calls that come in the moment when
+    it begins to, and only after a GOAWAY by age are those of a client made again elsewhere.
+    """
     return [
         ("grpc.max_allowed_incoming_connections", guard.max_connections),
         ("grpc.max_receive_message_length", max_bytes),
@@ -41,6 +45,7 @@ def grpc_options(guard: Guard, max_bytes: int) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", guard.header_kb * 1024),
         ("grpc.max_concurrent_streams", guard.grpc_streams),
         ("grpc.max_connection_idle_ms", guard.idle_s * 1000),
+        ("grpc.max_connection_age_ms", guard.grpc_age_s * 1000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.server_handshake_timeout_ms", round(guard.header_s * 1000)),

@@ -95,14 +95,15 @@ def share(settings: Settings, stable: Deployed, canary: Deployed, percent: float
 
 
 def drained(settings: Settings, name: str) -> None:
-    """Wait a while until a server that gets no more requests has answered all."""
+    """Wait a while until a server that gets no more requests has answered all, and its gRPC clients have connected
+    elsewhere, as `serve.guard.grpc_age_s` makes them."""
     end = time.monotonic() + _DRAIN_S
     while time.monotonic() < end:
         try:
             meter = counts(settings)["backends"].get(name, {})
         except UserError:
             return  # without a proxy it has got none
-        if not meter.get("in_flight"):
+        if not meter.get("in_flight") and not meter.get("tunnels"):
             return
         time.sleep(0.1)
 

@@ -1,8 +1,9 @@
 """gRPC through production's proxy: TCP connections passed on as they are, each to one server for as long as it lasts.
 
 A gRPC client keeps one connection for all its calls, so a canary gets its share of connections here, not of requests,
-and is not judged by them. A server that stops tells its clients to go away (GOAWAY); they connect anew, to the one that
-serves now, and no call fails.
+and is not judged by them. A server tells its clients to go away (GOAWAY) once their connection is so old
+(`serve.guard.grpc_age_s`); they connect anew, to the one that serves now, and no call fails. The old one is stopped
+after that.
 """
 
 from __future__ import annotations
