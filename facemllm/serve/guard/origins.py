@@ -60,7 +60,7 @@ class OwnOrigin:
         try:
             if self._hosts is not None:
                 require_own_name(headers, self._hosts)
-            if scope["method"] not in ("GET", "HEAD"):
+            if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
                 require_own_page(headers)
         except Refused as refused:
             return await self._refuse(scope["path"], refused)(scope, receive, send)
