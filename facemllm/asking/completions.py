@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from facemllm.asking.requests import Request
+from facemllm.core import machine
 from facemllm.settings.data import Endpoint, VisionLanguage
 
 MAX_REPLY = 2**20
@@ -228,11 +228,7 @@ def key_of(endpoint: Endpoint) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether an address is of this machine itself."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return machine.is_loopback(urlsplit(url).hostname or "")
 
 
 @cache

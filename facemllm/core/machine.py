@@ -1,4 +1,4 @@
-"""This machine as the project uses it: its cores, a path that every tool can read, work in several processes."""
+"""This machine as the project uses it: its loopback and cores, a path that every tool can read, work in processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from ipaddress import ip_address
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,14 @@ from facemllm.errors import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 AHEAD = 2  # jobs a process beside the one it is at
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own loopback, whoever is asked."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def cores() -> int:

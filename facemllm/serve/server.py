@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import ipaddress
 import json
 import logging
 import sys
@@ -29,6 +28,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from facemllm.core.files import atomic_write
+from facemllm.core.machine import is_loopback
 from facemllm.errors import UserError
 from facemllm.serve import model_store
 from facemllm.serve.approval import Approval
@@ -101,7 +101,7 @@ def _approval(options: argparse.Namespace) -> Approval | None:
         return approval
     if options.decisions or options.policy:
         raise Refused("policy", "--decisions and --policy belong together: give both")
-    if options.copy_to or not _loopback(options.host):
+    if options.copy_to or not is_loopback(options.host):
         where = f"on {options.host}" if not options.copy_to else "from a copy"
         why = "only an approved model is served to other machines"
         raise Refused("policy", f"cannot serve {where} without --decisions and --policy: {why}")
@@ -112,13 +112,6 @@ def _folder(model: str) -> Path:
     if model_store.is_remote(model):
         raise UserError("--export-vllm of a model in a store needs --copy-to, where it is verified first")
     return Path(model)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

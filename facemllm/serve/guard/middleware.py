@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from facemllm.core.machine import is_loopback
 from facemllm.serve.caller import CALLER
 from facemllm.serve.engine.room import UnderWay
 from facemllm.serve.guard.bodies import BodyLimit
@@ -16,7 +17,7 @@ from facemllm.serve.guard.fetching import Fetcher
 from facemllm.serve.guard.json_bodies import JsonLimit
 from facemllm.serve.guard.keys import KeyCheck, guarded_by
 from facemllm.serve.guard.links import FetchImages
-from facemllm.serve.guard.origins import OwnOrigin, is_loopback
+from facemllm.serve.guard.origins import OwnOrigin
 from facemllm.serve.language import Refused
 from facemllm.settings.serve import Guard
 

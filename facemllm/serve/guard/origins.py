@@ -7,23 +7,15 @@ machine (DNS rebinding) is even of the same origin: its Host gives it away.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from facemllm.core.machine import is_loopback
 from facemllm.serve.language import Refused
 
 _SAME = ("same-origin", "none")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own for sure."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def require_own_page(headers: Headers) -> None:
@@ -41,7 +33,7 @@ def require_own_name(headers: Headers, hosts: Collection[str]) -> None:
         name = (urlsplit(f"//{headers.get('host', 'localhost')}").hostname or "").rstrip(".")
     except ValueError:  # brackets around no address
         name = ""
-    if not is_loopback(name) and name not in hosts:
+    if not is_loopback(name) and not name.endswith(".localhost") and name not in hosts:
         raise Refused(421, "this server listens on loopback, and Host is another name; list it in serve.guard.hosts")
 
 
