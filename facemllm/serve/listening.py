@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import uvloop
 from kserve import ModelServer
 from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
@@ -72,7 +71,7 @@ class FaceServer(ModelServer):
         """Serve until SIGTERM."""
         (model,) = models
         self.register_model(model)
-        uvloop.run(self._run(model.service))
+        asyncio.run(self._run(model.service))
 
     async def _run(self, service: Service) -> None:
         at, stop = self._at, asyncio.Event()
