@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from facemllm import tasks
+from facemllm.serve.asked.policy import Policy
 from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.language import Answer, Answers, Ask, Limits, Question, Refused
 from facemllm.serve.observability import routers
@@ -45,6 +46,7 @@ class Fake:
     def __init__(self, names: Sequence[str] = ("expression", "age", "attributes", "gender")) -> None:
         self.tasks: dict[str, Task] = {name: tasks.get(name) for name in names}
         self.asked: list[Ask] = []
+        self.policy = Policy(load("laptop").serve.policy.allowed)
 
     async def answer(self, asks: Sequence[Ask], *, client: str, deadline: float | None) -> list[Answers]:
         self.asked += asks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from facemllm.core.corrections import Corrections
-from facemllm.serve.asked.policy import Policy, rule_names
+from facemllm.serve.asked.policy import rule_names
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import feedback as feedback_door
 from facemllm.serve.doors.feedback import Feedback
@@ -55,9 +55,7 @@ def routers(
     if settings.folder is not None:
         store = Corrections(Path(settings.folder), int(settings.max_mb * 2**20), settings.per_minute)
         consent = (settings.consent.version, settings.consent.text)
-        taken = Feedback(
-            store, consent, list(service.tasks), str(info()["digest"]), limits, Policy(chosen.policy.allowed)
-        )
+        taken = Feedback(store, consent, list(service.tasks), str(info()["digest"]), limits, service.policy)
     page = Page(service, limits, info, refuses, admit, asks_key, taken)
     made = [page_door.router(page)]
     if taken is not None:
