@@ -1,9 +1,9 @@
 """A specialist to compare with: a residual conv net with a linear head for every closed item and number.
 
 What one would train who wants these answers and no language: the tower of the `tiny` preset (He et al. 2016, 1.6 M
-parameters), its mean-pooled grid, cross-entropy with square-root-inverse class weights, smooth L1 for numbers, AdamW at
-2e-3 along a cosine over the seconds given, mirrored, shifted and relit faces as in training of ours. An item that a
-face is not asked about has no loss there.
+parameters) on standardised pictures as there, its mean-pooled grid, cross-entropy with square-root-inverse class
+weights, smooth L1 for numbers, AdamW at 2e-3 along a cosine over the seconds given, mirrored, shifted and relit faces
+as in training of ours. An item that a face is not asked about has no loss there.
 
 Shapes: B faces of a batch, S image side, C classes of an item, F features.
 """
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from facemllm import tasks
 from facemllm.model.inputs import normalise
-from facemllm.model.tiny import FaceTower, FaceTowerConfig
+from facemllm.model.tiny import FaceTower, FaceTowerConfig, standardized
 from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Key, Sheet
 from facemllm.train.augment import apply_changes, draw_changes
@@ -99,7 +99,7 @@ class Specialist(nn.Module):
 
     def forward(self, x_BCSS: Tensor) -> Tensor:
         """Outputs of all heads."""
-        grid_BFGG = self.stages(F.relu(self.stem(x_BCSS.contiguous(memory_format=torch.channels_last))))
+        grid_BFGG = self.stages(F.relu(self.stem(standardized(x_BCSS).contiguous(memory_format=torch.channels_last))))
         return self.heads(grid_BFGG.mean((2, 3)))
 
 

@@ -53,13 +53,15 @@ class Material:
 
 
 def stage_of(what: str, steps: int, **changes: Any) -> dict[str, Any]:
-    """All questions of the laptop profile by the objective `answers`, at one rate; `what` is a key of `STAGES`."""
+    """All questions of the laptop profile by the objective `answers`, at one rate and as plain cross-entropy, which is
+    what the peers have; `what` is a key of `STAGES`."""
     from facemllm.settings import load
 
     settings = load("laptop")
     stage = settings.stages()[STAGES[what]].model_dump()
     every = {name: 1.0 if name != "caption" else 0.15 for name in settings.reformat.tasks}
     common = {"tasks": every, "objective": "answers", "augment": False, "warmup": 0.0, "decay": 0.0, "steps": steps}
+    common |= {"number_smoothing": 0.0, "class_weights": 0.0}
     return stage | common | changes
 
 

@@ -1,8 +1,8 @@
 """The embedded `tiny` preset, built from scratch: a residual convolutional tower, a word tokenizer, and Qwen2.
 
-Tower: 96 px -> 3x3 grid of 256 channels -> 10 tokens: the global mean, then the grid in reading order, each through one
-LayerNorm. A plain patch ViT of the same size learns nothing from a few thousand faces in
-minutes; this does (docs/training.md). It stands in LLaVA's layout with `vision_feature_select_strategy="full"`.
+Tower: 96 px, each picture standardised -> 3x3 grid of 256 channels -> 10 tokens: the global mean, then the grid in
+reading order, each through one LayerNorm. A plain patch ViT of the same size learns nothing from a few thousand faces
+in minutes; this does (docs/training.md). It stands in LLaVA's layout with `vision_feature_select_strategy="full"`.
 
 Tokenizer, from the training split's text: every closed answer ("turned 25 degrees left", "brown hair") is one token, so
 that an option is scored in one position; a word of several texts is one token too. Any other word is spelled in pieces
@@ -47,6 +47,7 @@ WIDTH, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 192, 3, 3, 512, 1024
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)
 _CHARACTERS = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+_FLATTEST = 1e-2  # standard deviation of a picture of one colour, on the scale -1..1
 _FEWEST = 3  # distinct texts that a word needs to be a token
 _PIECE = r"[a-z0-9'\-]{1,32}|[^\s]"  # a bounded word or one sign: spelling stays linear in the text's length
 
@@ -62,7 +63,8 @@ CHAT_TEMPLATE = (
 
 
 class FaceTowerConfig(PretrainedConfig):
-    """Widths of the stem and of the four residual stages; the last width is the width of a token."""
+    """Widths of the stem and of the four residual stages; the last width is the width of a token. `standardize` takes
+    every picture's own mean and spread off it (`standardized`)."""
 
     model_type = "face_tower"
 
@@ -72,15 +74,24 @@ class FaceTowerConfig(PretrainedConfig):
         stem: int = 32,
         widths: list[int] | None = None,
         strides: list[int] | None = None,
+        standardize: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image_size = image_size
         self.stem = stem
         self.widths = widths or [48, 96, 160, 256]
         self.strides = strides or [2, 2, 2, 2]
+        self.standardize = standardize
         self.hidden_size = self.widths[-1]
         kwargs.pop("hidden_size", None)
         super().__init__(**kwargs)
+
+
+def standardized(pixels_BCSS: Tensor) -> Tensor:
+    """Each picture with mean 0 and standard deviation 1 over all its values, so that how bright or flat it is does not
+    matter: a dimmed picture is the same picture."""
+    spread_B111, mean_B111 = torch.std_mean(pixels_BCSS, (1, 2, 3), correction=0, keepdim=True)
+    return (pixels_BCSS - mean_B111) / spread_B111.clamp(min=_FLATTEST)
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -133,6 +144,8 @@ class FaceTower(PreTrainedModel):
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None, **_: Any
     ) -> BaseModelOutputWithPooling:
         """Encode normalised pixels; `hidden_states` holds the one layer that LLaVA selects."""
+        if self.config.standardize:
+            pixel_values = standardized(pixel_values)
         x_BCSS = pixel_values.contiguous(memory_format=torch.channels_last)
         tokens_BND = self.norm(pooled(self.stages(F.relu(self.stem(x_BCSS))), TOKENS))
         return BaseModelOutputWithPooling(
@@ -229,7 +242,7 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         **ids,
     )
     config = LlavaConfig(
-        vision_config=FaceTowerConfig(image_size=side),
+        vision_config=FaceTowerConfig(image_size=side, standardize=True),
         text_config=text,
         image_token_index=vocabulary[IMAGE],
         vision_feature_select_strategy="full",

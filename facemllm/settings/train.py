@@ -157,8 +157,9 @@ class Stage(Section):
     learning rate of single modules; those it does not name have the rate as it is. `disturb` is the chance of each
     picture, where the stage augments, to be dimmed, to be blurred and to be covered in part. The first `small_pictures`
     of the steps show pictures at two thirds of their side, where the tower takes them. `number_smoothing` spreads the
-    target of a number over its neighbours, a Gaussian of so many steps between answers. `after` names the stage it goes
-    on from; null is the one before it in the list.
+    target of a number over its neighbours, a Gaussian of so many steps between answers. With `answers`, a class weighs
+    as its share among the answers to its question to the power of `-class_weights`. `after` names the stage it goes on
+    from; null is the one before it in the list.
     """
 
     trains: Trainable
@@ -178,6 +179,7 @@ class Stage(Section):
     disturb: Annotated[float, Field(ge=0, lt=1)]
     small_pictures: Share
     number_smoothing: Annotated[float, Field(ge=0)]
+    class_weights: Annotated[float, Field(ge=0, le=1)]
     after: Annotated[str | None, Field(exclude_if=lambda after: after is None)] = None
 
 

@@ -23,12 +23,15 @@ from facemllm.model.inputs import Frame
 from facemllm.model.pieces import Speller
 from facemllm.tables import Table
 from facemllm.tasks import asking
-from facemllm.tasks.base import CLOSED
+from facemllm.tasks.base import CLOSED, Form
 from facemllm.tasks.relations import Relation
 
 SPELLED = 0.15
 """Share of training questions that are asked with words in pieces, so that a word that is spelled is nothing new."""
 _WORDS = 0.35  # of these questions
+CLASSES: tuple[Form, ...] = ("choice", "boolean")
+HEAVIEST = 3.0
+"""Largest weight of a class in the loss: a face or two in a thousand must not rule a step."""
 _MIRROR = {"left": "right", "right": "left"}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -82,8 +85,9 @@ class Corpus:
     """The conversations of one split: which pixels, which turns, which texts. Row `r` shows pixels `pixel_row[r]` and
     has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in `texts`: prompt and answer, plain and
     mirrored (column 1). A turn that `follows` continues the one before it. `fact` numbers what a closed turn asks and
-    its canonical answer, -1 elsewhere; `form` is a place in `asking.VARIANTS`, and `share` the turn's share in the
-    weight of its form: several statements about one item of a face share it, half for what is true."""
+    its canonical answer, `item` what a turn answered by a class asks, both -1 elsewhere. `form` is a place in
+    `asking.VARIANTS`, and `share` the turn's share in the weight of its form: several statements about one item of a
+    face share it, half for what is true."""
 
     image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]
@@ -95,6 +99,7 @@ class Corpus:
     tasks: tuple[str, ...]
     texts: Texts
     fact: NDArray[np.int32]
+    item: NDArray[np.int32]
     form: NDArray[np.int8]
     share: NDArray[np.float64]
     numbers: Numbers = field(default_factory=Numbers.none)
@@ -108,6 +113,18 @@ class Corpus:
         if forms is None:
             return weights
         return weights * self.share * np.array([forms.get(name, 1.0) for name in asking.VARIANTS])[self.form]
+
+    def class_weights(self, power: float) -> NDArray[np.float32]:
+        """What each turn's answer weighs in the loss: a class as its share among its question's answers to the power of
+        `-power`, with mean 1 over the question's turns and at most `HEAVIEST`; other turns 1. (turns,)"""
+        weights = np.ones(len(self.item), np.float32)
+        turns = np.flatnonzero(self.item >= 0)
+        if power and len(turns):
+            item, fact = self.item[turns], self.fact[turns]
+            asked = np.bincount(item)[item]
+            rare = (np.bincount(fact)[fact] / asked) ** -power
+            weights[turns] = np.minimum(rare / (np.bincount(item, rare)[item] / asked), HEAVIEST)
+        return weights
 
     def chain_tokens(self, asked: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more. A
@@ -244,21 +261,23 @@ def tokenise(turns: Turns, frame: Frame, *, spelled: float = 0.0, seed: int = 0)
             np.fromiter((i for text in ids for i in text), np.int32),
             np.cumsum([0, *(len(text) for text in ids)]).astype(np.int64),
         ),
-        fact=_facts(turns),
+        fact=_numbered(turns, CLOSED, turns.answer),
+        item=_numbered(turns, CLASSES),
         form=form,
         share=_shares(turns, form),
         numbers=_numbers(turns, frame),
     )
 
 
-def _facts(turns: Turns) -> NDArray[np.int32]:
-    """A number for each native closed question and answer in words; -1 for other turns. (turns,)"""
+def _numbered(turns: Turns, forms: Sequence[str], *also: pa.Array) -> NDArray[np.int32]:
+    """A number for each item asked natively in one of `forms`, or for each item and text of `also`; -1 for
+    other turns. (turns,)"""
     item = pc.replace_substring_regex(turns.template, "/.*", "")
-    native = pc.and_(pc.is_in(turns.form, value_set=pa.array(CLOSED)), pc.invert(pc.match_substring(item, ":")))
-    key = pc.binary_join_element_wise(*(part.filter(native) for part in (turns.task, item, turns.answer)), "\t")
-    facts = np.full(len(native), -1, np.int32)
-    facts[native.to_numpy(zero_copy_only=False)] = key.dictionary_encode().indices.to_numpy()
-    return facts
+    native = pc.and_(pc.is_in(turns.form, value_set=pa.array(forms)), pc.invert(pc.match_substring(item, ":")))
+    key = pc.binary_join_element_wise(*(part.filter(native) for part in (turns.task, item, *also)), "\t")
+    numbers = np.full(len(native), -1, np.int32)
+    numbers[native.to_numpy(zero_copy_only=False)] = key.dictionary_encode().indices.to_numpy()
+    return numbers
 
 
 def _forms(turns: Turns) -> NDArray[np.int8]:

@@ -161,6 +161,7 @@ class DataLoader:
             prefix=len(self._prefix_ids),
             limit=self._family.longest if answers else None,
         )
+        self._weights = dataset.corpus.class_weights(run.stage.class_weights)
         left_out = self.sampler.left_out
         if left_out and run.rank == 0:
             named = ", ".join(f"{image} ({tokens} tokens)" for image, tokens in left_out[:3])
@@ -217,6 +218,7 @@ class DataLoader:
                 self._family.image_token_id,
                 row_tokens=train.row_tokens,
                 multiple=64 if train.compile else 8,  # fewer shapes to compile for
+                weights=self._weights,
                 plain=not self._family.packs,
             )
         else:

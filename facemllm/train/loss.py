@@ -1,9 +1,10 @@
 """The loss of one step: the stage's objective, and what the knowledge branch adds to it.
 
 L = objective + bce_weight * L_bce + logic_weight * L_c (FaceInsight, arXiv 2504.15624): `answers` is the cross-entropy
-of an answer token, `caption_words` of a face's caption words, which image and map, if there is one, must each tell
-alone; L_bce is the binary cross-entropy of a known characteristic, L_c the penalty that a face's scores pay for broken
-relations. Each is a mean over the global batch, so that parts of it, on other workers or one after another, add up.
+of an answer token, a rare class weighing more, `caption_words` of a face's caption words, which image and map, if there
+is one, must each tell alone; L_bce is the binary cross-entropy of a known characteristic, L_c the penalty that a face's
+scores pay for broken relations. Each is a mean over the global batch, so that parts of it, on other workers or one
+after another, add up.
 
 Shapes: B faces, K answer tokens, N image tokens, D width, V vocabulary, U words in use.
 """
@@ -84,7 +85,7 @@ class StepLoss:
                 packed = batch.packed or {}
                 states = self._states(visual, packed)[packed["at"]]
                 losses_K = token_losses(self.family, self.model, states, packed["target"], self.smoothing)
-                objective = losses_K.sum() / max(batch.answer_tokens, 1)
+                objective = (losses_K * packed["weight"]).sum() / max(batch.answer_tokens, 1)
                 tasks[0].index_add_(0, packed["task"], losses_K.detach())
                 tasks[1].index_add_(0, packed["task"], torch.ones_like(losses_K))
             terms = [objective, *self._knowledge(visual.scores_BA, batch)]

@@ -23,7 +23,7 @@ _WIDTHS = 16
 class Packed:
     """Packed rows. `face` and `block` say which tokens see one another, `image` where in the flattened rows the image
     tokens stand, face after face. `at` are the flat places from which the answer tokens `target` are to be predicted;
-    `task` numbers the task that each of them belongs to."""
+    `task` numbers the task that each of them belongs to, `weight` is what it weighs in the loss."""
 
     ids: NDArray[np.int64]  # (R, L)
     face: NDArray[np.int64]  # (R, L), `PADDING` where there is none
@@ -33,6 +33,7 @@ class Packed:
     at: NDArray[np.int64]  # (K,)
     target: NDArray[np.int64]  # (K,)
     task: NDArray[np.int64]  # (K,)
+    weight: NDArray[np.float32]  # (K,)
 
     @property
     def tokens(self) -> int:
@@ -94,13 +95,18 @@ def pack(
     *,
     row_tokens: int = 0,
     multiple: int = 8,
+    weights: NDArray[np.float32] | None = None,
     plain: bool = False,
 ) -> Packed:
     """Faces and their turns as rows of up to `row_tokens` (see `tightest`), of one width, a multiple of `multiple`;
-    `plain` gives every question, with those that follow it, a row and a prefix of its own."""
+    `plain` gives every question, with those that follow it, a row and a prefix of its own. `weights` are those of the
+    corpus' turns in the loss; None: 1 each."""
+    if weights is None:
+        weights = np.ones(len(corpus.task), np.float32)
     split = partial(_chains, corpus) if plain else lambda chosen: [chosen]
     shown = [(face, part) for face, chosen in enumerate(turns) for part in split(chosen)]
-    faces = [_alone(corpus, np.asarray(prefix_ids), image_token_id, part, int(mirrored[face])) for face, part in shown]
+    alone = partial(_alone, corpus, weights, np.asarray(prefix_ids), image_token_id)
+    faces = [alone(part, int(mirrored[face])) for face, part in shown]
     lengths = np.array([len(face.ids) for face in faces])
     rows, width = tightest(lengths, 0 if plain else row_tokens, multiple)
     shape = (len(rows), width)
@@ -124,6 +130,7 @@ def pack(
         at=np.concatenate([face.at + start for face, start in zip(faces, starts, strict=True)]),
         target=np.concatenate([face.target for face in faces]),
         task=np.concatenate([face.task for face in faces]),
+        weight=np.concatenate([face.weight for face in faces]),
     )
 
 
@@ -133,13 +140,18 @@ def _chains(corpus: Corpus, turns: NDArray[np.int64]) -> list[NDArray[np.int64]]
 
 
 def _alone(
-    corpus: Corpus, prefix_N: NDArray[np.int64], image_token_id: int, turns: NDArray[np.int64], mirror: int
+    corpus: Corpus,
+    weights: NDArray[np.float32],
+    prefix_N: NDArray[np.int64],
+    image_token_id: int,
+    turns: NDArray[np.int64],
+    mirror: int,
 ) -> Packed:
     """One face without padding."""
     prefix = len(prefix_N)
     ids: list[NDArray[Any]] = [prefix_N]
     blocks, positions = [np.full(prefix, PREFIX)], [np.arange(prefix)]
-    at, targets, tasks = [], [], []
+    at, targets, tasks, counts = [], [], [], []
     block, offset, length = -1, prefix, prefix
     for turn in turns:
         if not corpus.follows[turn]:
@@ -155,11 +167,13 @@ def _alone(
         at.append(length + len(prompt) - 1 + np.arange(len(answer)))
         targets.append(answer)
         tasks.append(np.full(len(answer), corpus.task[turn]))
+        counts.append(len(answer))
         offset += count
         length += count
     face, image = [np.zeros(length)], [np.flatnonzero(prefix_N == image_token_id)]
     columns = (ids, face, blocks, positions, image, at, targets, tasks)
-    return Packed(*(np.concatenate(column).astype(np.int64) for column in columns))
+    whole = [np.concatenate(column).astype(np.int64) for column in columns]
+    return Packed(*whole, np.repeat(weights[turns], counts))
 
 
 def word_bags(

@@ -17,7 +17,7 @@ from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
 from facemllm.model.pieces import Speller, learn
 from facemllm.model.pretrained import load_model, save_model
-from facemllm.model.tiny import build_tiny, build_tokenizer
+from facemllm.model.tiny import FaceTower, FaceTowerConfig, build_tiny, build_tokenizer
 from tests.pictures import encode
 from tests.refusing import refuses
 from tests.training_example import spread
@@ -150,6 +150,22 @@ def plain_logits(model, predictor, face, ids):
     with torch.no_grad():
         values = normalise(pixels, predictor.processor.image_processor)
         return model(input_ids=row, pixel_values=values, attention_mask=torch.ones_like(row)).logits[0].log_softmax(-1)
+
+
+def test_the_tower_is_blind_to_how_bright_and_flat_a_picture_is(preset, faces):
+    model, processor = preset
+    assert model.config.vision_config.standardize
+    pixels = np.stack([face_pixels(face, processor.image_processor) for face in faces])
+    shown = normalise(torch.from_numpy(pixels), processor.image_processor)
+    tower = FaceTower(FaceTowerConfig(standardize=True)).eval()
+    before = FaceTower(FaceTowerConfig()).eval()  # a folder that was saved without the setting
+    before.load_state_dict(tower.state_dict())
+    with torch.no_grad():
+        for dimmed in (0.3 * shown - 0.5, 0.5 * shown + 0.2):
+            torch.testing.assert_close(tower(dimmed).pooler_output, tower(shown).pooler_output, atol=1e-3, rtol=1e-3)
+            assert (before(dimmed).pooler_output - before(shown).pooler_output).abs().max() > 0.1
+        assert tower(shown).pooler_output.std() > 0.1
+        assert tower(torch.full_like(shown, 0.2)).pooler_output.isfinite().all()
 
 
 def test_scores_equal_a_plain_forward_pass_per_option(preset, faces):

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from facemllm import settings
@@ -13,7 +14,7 @@ from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.augment import Changes, apply_changes, apply_to_maps
-from facemllm.train.data import mirror_text, read_turns, tokenise, vocabulary_texts
+from facemllm.train.data import HEAVIEST, mirror_text, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags
 from facemllm.train.pixels import pixel_cache
 from tests.training_example import COLORS, SIDES, conversation
@@ -130,6 +131,17 @@ def test_some_questions_have_words_in_pieces_by_the_seed_and_read_as_they_were(t
         plain.texts[t].tolist() for t in plain.answer[:, 0]
     ]
     assert len(often.texts) < 2 * len(plain.texts)
+
+
+def test_classes_weigh_by_their_share_and_never_too_much(toy):
+    fact, item = np.array([5] * 999 + [6, 7, 8, 8, 8, -1, 9]), np.array([1] * 1000 + [2] * 4 + [-1, -1])
+    corpus = replace(toy.corpus, fact=fact, item=item)
+    assert (corpus.class_weights(0.0) == 1).all()
+    weights = corpus.class_weights(0.5)
+    assert weights[999] == HEAVIEST  # unbounded it would be 31
+    mean = (0.25 * 0.25**-0.5) + (0.75 * 0.75**-0.5)
+    np.testing.assert_allclose(weights[1000:], [0.25**-0.5 / mean, *[0.75**-0.5 / mean] * 3, 1, 1], rtol=1e-6)
+    assert weights[1000:1004].mean() == pytest.approx(1)
 
 
 def test_two_sizes_of_picture_share_a_cache_and_nothing_else(toy, tmp_path):

@@ -197,6 +197,24 @@ def test_rows_and_micro_batches_change_neither_loss_nor_gradients(full_toy, opti
     assert_same_gradients(gradients, parts)
 
 
+def test_a_rare_class_weighs_more_in_the_loss(toy):
+    plan = stage(class_weights=0.5, number_smoothing=0.0, augment=False)
+    model = toy.fresh()[0].eval()
+    said = [toy.processor.tokenizer.decode(toy.corpus.texts[answer]) for answer in toy.corpus.answer[:, 0]]
+    weight = np.ones(len(said))
+    for place in (1, 2):  # of each face's four questions, those answered by a class
+        rare = np.array([said[place::4].count(one) for one in said[place::4]]) ** -0.5
+        weight[place::4] = rare / rare.mean()
+    assert len(set(weight.round(3))) >= 4
+    drawn, expected = toy.sampler(plan).plan(0), 0.0
+    for row, turns in zip(drawn.rows, drawn.turns, strict=True):
+        for turn in turns:
+            loss, _ = loss_and_gradients(toy, model, [np.array([turn])], np.array([row]))
+            expected += weight[turn] * float(loss) / drawn.labels
+    report, _ = toy.gradients(model, plan, toy.batches(plan))
+    assert float(report[0]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_micro_batches_of_like_length_need_less_padding(toy):
     plan = stage(batch_images=24)
     [whole] = toy.batches(plan)
