@@ -158,8 +158,9 @@ class Stage(Section):
     picture, where the stage augments, to be dimmed, to be blurred and to be covered in part. The first `small_pictures`
     of the steps show pictures at two thirds of their side, where the tower takes them. `number_smoothing` spreads the
     target of a number over its neighbours, a Gaussian of so many steps between answers. With `answers`, a class weighs
-    as its share among the answers to its question to the power of `-class_weights`. `after` names the stage it goes on
-    from; null is the one before it in the list.
+    as its share among the answers to its question to the power of `-class_weights`, and the mean image token goes on
+    predicting the words of a face's caption, if it has one, by a loss of weight `caption_words`. `after` names the
+    stage it goes on from; null is the one before it in the list.
     """
 
     trains: Trainable
@@ -180,6 +181,7 @@ class Stage(Section):
     small_pictures: Share
     number_smoothing: Annotated[float, Field(ge=0)]
     class_weights: Annotated[float, Field(ge=0, le=1)]
+    caption_words: Annotated[float, Field(ge=0)]
     after: Annotated[str | None, Field(exclude_if=lambda after: after is None)] = None
 
 

@@ -29,6 +29,8 @@ from facemllm.tasks.relations import Relation
 SPELLED = 0.15
 """Share of training questions that are asked with words in pieces, so that a word that is spelled is nothing new."""
 _WORDS = 0.35  # of these questions
+CAPTION = "caption"
+"""The task whose answers are captions."""
 CLASSES: tuple[Form, ...] = ("choice", "boolean")
 HEAVIEST = 3.0
 """Largest weight of a class in the loss: a face or two in a thousand must not rule a step."""
@@ -113,6 +115,12 @@ class Corpus:
         if forms is None:
             return weights
         return weights * self.share * np.array([forms.get(name, 1.0) for name in asking.VARIANTS])[self.form]
+
+    def captions(self) -> list[NDArray[np.int64]]:
+        """The first turn of each row that is about its caption, as an array of one; of none where there is none."""
+        described = np.array([name == CAPTION for name in self.tasks])[self.task]
+        spans = zip(self.turn_starts[:-1], self.turn_starts[1:], strict=True)
+        return [first + np.flatnonzero(described[first:end])[:1] for first, end in spans]
 
     def class_weights(self, power: float) -> NDArray[np.float32]:
         """What each turn's answer weighs in the loss: a class as its share among its question's answers to the power of

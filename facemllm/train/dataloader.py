@@ -26,7 +26,7 @@ from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.families import family_of
 from facemllm.train.augment import Changes, draw_changes
-from facemllm.train.data import Corpus, FaceDataset
+from facemllm.train.data import CAPTION, Corpus, FaceDataset
 from facemllm.train.features import with_features
 from facemllm.train.packing import Packed, face_lengths, pack, word_bags
 from facemllm.train.stage import StageRun
@@ -118,7 +118,7 @@ class Batch:
     features_BNF: Tensor | None
     maps_BSS: Tensor | None
     labels_BA: Tensor | None
-    words_BV: Tensor | None  # caption words, if the stage is about these
+    words_BV: Tensor | None  # caption words, if the stage is about these or learns them beside
     packed: dict[str, Tensor] | None  # fields of `Packed`, if the stage is about answers
     changes: Changes | None
     faces: int
@@ -151,9 +151,12 @@ class DataLoader:
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         """Builds tower features if they are wanted and not there. Raises UserError when there is nothing to show."""
         answers = run.stage.objective == "answers"
+        words = not answers or (run.stage.caption_words > 0 and CAPTION in dataset.corpus.tasks)
         self.run, self._family = run, family_of(model.config, processor)
         self._prefix_ids = self._family.frame.prefix_ids
-        self._vocabulary = None if answers else model.get_input_embeddings().weight.shape[0]
+        self._answers = answers
+        self._vocabulary = model.get_input_embeddings().weight.shape[0] if words else None
+        self._captions = dataset.corpus.captions() if answers and words else None
         self.sampler = BatchSampler(
             run,
             dataset.corpus,
@@ -209,7 +212,7 @@ class DataLoader:
         if data.maps is not None:
             maps = data.maps[pixel_rows]
             maps[plan.withheld[index]] = NO_MAP
-        if self._vocabulary is None:
+        if self._answers:
             packed = pack(
                 data.corpus,
                 turns,
@@ -221,8 +224,9 @@ class DataLoader:
                 weights=self._weights,
                 plain=not self._family.packs,
             )
-        else:
-            words = word_bags(data.corpus, turns, mirrored, self._vocabulary)
+        if self._vocabulary is not None:
+            said = turns if self._captions is None else [self._captions[row] for row in rows]
+            words = word_bags(data.corpus, said, mirrored, self._vocabulary)
         return Batch(
             pixels_BSSC=self._tensor(data.pixels[pixel_rows] if data.features is None else None),
             features_BNF=self._tensor(None if data.features is None else data.features[rows]),

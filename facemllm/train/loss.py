@@ -1,10 +1,10 @@
 """The loss of one step: the stage's objective, and what the knowledge branch adds to it.
 
-L = objective + bce_weight * L_bce + logic_weight * L_c (FaceInsight, arXiv 2504.15624): `answers` is the cross-entropy
-of an answer token, a rare class weighing more, `caption_words` of a face's caption words, which image and map, if there
-is one, must each tell alone; L_bce is the binary cross-entropy of a known characteristic, L_c the penalty that a face's
-scores pay for broken relations. Each is a mean over the global batch, so that parts of it, on other workers or one
-after another, add up.
+L = objective + bce_weight * L_bce + logic_weight * L_c (FaceInsight, arXiv 2504.15624). The objective `caption_words`
+is L_w: what image and map, if there is one, each miss of a caption's words; `answers` is the cross-entropy of an answer
+token, a rare class weighing more, and L_w of weight `caption_words` beside it. L_bce is the binary cross-entropy of a
+known characteristic, L_c the penalty that a face's scores pay for broken relations. Each is a mean over the global
+batch, so that parts of it, on other workers or one after another, add up.
 
 Shapes: B faces, K answer tokens, N image tokens, D width, V vocabulary, U words in use.
 """
@@ -27,7 +27,7 @@ from facemllm.model.families import Family, family_of
 from facemllm.model.forward import PADDING
 from facemllm.train.augment import apply_changes, apply_to_maps
 from facemllm.train.caption_words import CaptionWords
-from facemllm.train.data import FaceDataset
+from facemllm.train.data import CAPTION, FaceDataset
 from facemllm.train.dataloader import Batch
 from facemllm.train.penalties import Penalties, bce
 from facemllm.train.smoothing import NumberSmoothing
@@ -60,35 +60,40 @@ class StepLoss:
                 f"{model.config.model_type} takes pictures of one size alone; set it to 0"
             )
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        words = run.stage.objective == "caption_words"
+        self.answers = run.stage.objective == "answers"
+        self.beside = run.stage.caption_words if self.answers and CAPTION in self.corpus.tasks else 0.0
+        about = {CAPTION: 1.0} if self.answers else run.stage.tasks
         self.smoothing = NumberSmoothing(self.corpus, run.stage.number_smoothing, vocabulary, self.device)
-        self.words = CaptionWords(self.corpus, run.stage.tasks, self.smoothing) if words else None
+        words = not self.answers or self.beside > 0
+        self.words = CaptionWords(self.corpus, about, self.smoothing) if words else None
         self.penalties: Penalties | None = None
-        extra: tuple[str, ...] = ()
+        extra: tuple[str, ...] = ("loss/caption_words",) if self.beside else ()
         if dataset.labels is not None:
             self.penalties = Penalties(dataset.relations, model.model.knowledge.names).to(self.device)
-            extra = ("loss/characteristics", "loss/logic")
+            extra += ("loss/characteristics", "loss/logic")
         self.names = ("loss", f"loss/{run.stage.objective}", *extra)
 
     def __call__(self, batch: Batch) -> Value:
         """The share of a batch in the step's loss."""
         batch = batch.to(self.device)
         tokens, cells = batch.tokens, batch.cells
+        tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             maps_BSS = self._maps(batch)
             visual = self.family.visual(self.model, self._features(batch), maps_BSS)
-            tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
+            terms = []
+            if batch.packed is not None:
+                states = self._states(visual, batch.packed)[batch.packed["at"]]
+                losses_K = token_losses(self.family, self.model, states, batch.packed["target"], self.smoothing)
+                terms.append((losses_K * batch.packed["weight"]).sum() / max(batch.answer_tokens, 1))
+                tasks[0].index_add_(0, batch.packed["task"], losses_K.detach())
+                tasks[1].index_add_(0, batch.packed["task"], torch.ones_like(losses_K))
             if self.words is not None and batch.words_BV is not None:
-                objective = self._caption_words(self.words, visual.views, maps_BSS, batch.words_BV) / batch.images
+                missed = self._caption_words(self.words, visual.views, maps_BSS, batch.words_BV) / batch.images
+                terms.append(self.beside * missed if self.answers else missed)
+            if batch.packed is None:
                 tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in visual.views)
-            else:
-                packed = batch.packed or {}
-                states = self._states(visual, packed)[packed["at"]]
-                losses_K = token_losses(self.family, self.model, states, packed["target"], self.smoothing)
-                objective = (losses_K * packed["weight"]).sum() / max(batch.answer_tokens, 1)
-                tasks[0].index_add_(0, packed["task"], losses_K.detach())
-                tasks[1].index_add_(0, packed["task"], torch.ones_like(losses_K))
-            terms = [objective, *self._knowledge(visual.scores_BA, batch)]
+            terms += self._knowledge(visual.scores_BA, batch)
         loss = terms[0]
         for term in terms[1:]:
             loss = loss + term
@@ -143,10 +148,12 @@ class StepLoss:
     def _caption_words(
         self, words: CaptionWords, views: tuple[Tensor, ...], maps_BSS: Tensor | None, words_BV: Tensor
     ) -> Tensor:
-        """What image and map miss of the caption's words, each alone; a face without a map has only its image."""
-        missed = words.loss(self.model, views[0], words_BV)
+        """What image and map miss of the caption's words, each alone, summed over the faces that have a caption; a face
+        without a map has only its image."""
+        told_B = words_BV.any(1)
+        missed = words.loss(self.model, views[0][told_B], words_BV[told_B])
         if maps_BSS is not None and len(views) > 1:
-            there_B = has_map(maps_BSS)
+            there_B = has_map(maps_BSS) & told_B
             missed = missed + words.loss(self.model, views[1][there_B], words_BV[there_B])
         return missed
 

@@ -170,10 +170,18 @@ def _alone(
         counts.append(len(answer))
         offset += count
         length += count
-    face, image = [np.zeros(length)], [np.flatnonzero(prefix_N == image_token_id)]
-    columns = (ids, face, blocks, positions, image, at, targets, tasks)
-    whole = [np.concatenate(column).astype(np.int64) for column in columns]
-    return Packed(*whole, np.repeat(weights[turns], counts))
+    whole = partial(np.concatenate, dtype=np.int64)
+    return Packed(
+        ids=whole(ids),
+        face=np.zeros(length, np.int64),
+        block=whole(blocks),
+        position=whole(positions),
+        image=np.flatnonzero(prefix_N == image_token_id),
+        at=whole(at),
+        target=whole(targets),
+        task=whole(tasks),
+        weight=np.repeat(weights[turns], counts),
+    )
 
 
 def word_bags(

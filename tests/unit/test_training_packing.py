@@ -12,7 +12,7 @@ from facemllm.model.forward import PADDING, PREFIX, tower_features, visual_token
 from facemllm.model.inputs import normalise
 from facemllm.train import loss as loss_module
 from facemllm.train.augment import apply_to_maps
-from facemllm.train.loss import token_losses
+from facemllm.train.loss import StepLoss, token_losses
 from facemllm.train.packing import fitted, pack, tightest
 from tests.refusing import refuses
 from tests.training_example import assert_same_gradients, stage, trains
@@ -213,6 +213,36 @@ def test_a_rare_class_weighs_more_in_the_loss(toy):
             expected += weight[turn] * float(loss) / drawn.labels
     report, _ = toy.gradients(model, plan, toy.batches(plan))
     assert float(report[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_caption_words_are_learnt_beside_answers(toy):
+    model = toy.fresh()[0].eval()
+    beside, alone = stage(augment=False, caption_words=0.3), stage(augment=False)
+    words = stage(augment=False, objective="caption_words", tasks={"caption": 1.0}, turns_per_image=1)
+    found = [toy.gradients(model, plan, toy.batches(plan))[0] for plan in (beside, alone, words)]
+    share = 0.3 * float(found[2][0])
+    expected = [float(found[1][0]) + share, float(found[1][0]), share]
+    np.testing.assert_allclose(found[0][:3], expected, rtol=1e-5)
+    assert share > 0.1
+    assert StepLoss(toy.stage_run(beside), model, toy.processor, toy.dataset).names[2] == "loss/caption_words"
+
+
+def test_a_face_without_a_caption_misses_no_words(toy):
+    model = toy.fresh()[0].eval()
+    plan = stage(augment=False, caption_words=0.3)
+    (batch,) = toy.batches(plan)
+    whole, without = batch.words_BV, batch.words_BV.clone()
+    without[0] = 0
+    only = torch.zeros_like(whole)
+    only[0] = whole[0]
+    terms = [toy.gradients(model, plan, [replace(batch, words_BV=bag)])[0][2] for bag in (whole, without, only)]
+    assert float(terms[0]) == pytest.approx(float(terms[1] + terms[2]), rel=1e-5)
+    corpus = replace(toy.corpus, task=np.where(np.arange(len(toy.corpus.task)) < 4, 1, toy.corpus.task))
+    assert [len(turns) for turns in corpus.captions()] == [0] + [1] * (len(corpus) - 1)
+    assert [int(turns[0]) for turns in toy.corpus.captions()] == toy.corpus.turn_starts[:-1].tolist()
+    captionless = replace(toy.corpus, tasks=tuple(f"my_{name}" for name in toy.corpus.tasks))
+    names = StepLoss(toy.stage_run(plan), model, toy.processor, replace(toy.dataset, corpus=captionless)).names
+    assert names == ("loss", "loss/answers")
 
 
 def test_micro_batches_of_like_length_need_less_padding(toy):
