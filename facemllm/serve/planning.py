@@ -131,7 +131,7 @@ def unrefused(chat: Chat, policy: Policy) -> Chat:
     refused nor the refusal that stands behind it is shown to the model."""
     left: Chat = ()
     for asked, said in zip(chat[::2], chat[1::2], strict=False):
-        refusal = policy.refuses(asked[1]) or policy.refuses_name(asked[1])
+        refusal = policy.refuses_text(asked[1])
         left = left if refusal and said[1] == refusal.reason else (*left, asked, said)
     return (*left, chat[-1])
 

@@ -114,6 +114,10 @@ class Policy:
         """Refuses a text that names somebody: of what is answered every text is read by this, too."""
         return _identification() if names_somebody(text) else None
 
+    def refuses_text(self, text: str) -> Refusal | None:
+        """Refuses a text that asks what may not be asked, or names somebody."""
+        return self.refuses(text) or self.refuses_name(text)
+
     def refuses_property(self, name: str) -> Refusal | None:
         """The rule that a client's own name of a property breaks, its words set apart; any word that is strange to
         questions about faces is taken for a person's name."""

@@ -106,7 +106,7 @@ class Feedback:
         item = tasks.get(about["task"]).find(about["item"] or "") if about["task"] else None
         own = {name for option in (item.options if item else ()) for name in (option.value, option.text)}
         for name, text in texts.items():
-            if text not in own and (refusal := self._policy.refuses(text) or self._policy.refuses_name(text)):
+            if text not in own and (refusal := self._policy.refuses_text(text)):
                 raise Refused(422, f"{name} holds what is not stored ({refusal.rule}): {refusal.reason}")
 
     def _about(self, given: Mapping[str, Any], said: str) -> dict[str, str | None]:

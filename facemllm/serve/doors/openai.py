@@ -142,7 +142,7 @@ class ChatDoor:
         policy = self._service.policy
         named = [(apart(one.name), one.question.task is None) for one in chat.properties]
         turns = unrefused(chat.turns, policy)
-        found = [policy.refuses(text) or policy.refuses_name(text) for _, text in turns]
+        found = [policy.refuses_text(text) for _, text in turns]
         found += [policy.refuses(apart(title)) for title in chat.titles]
         found += [policy.refuses_property(name) if own else policy.refuses(name) for name, own in named]
         return next(filter(None, found), None)
