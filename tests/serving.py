@@ -166,7 +166,7 @@ class Reasons:
     def breaks(self, text: str) -> Refusal | None:
         return None
 
-    refuses_name = refuses_property = breaks
+    refuses_name = refuses_text = refuses_property = breaks
 
     def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Refusal | None:
         return None

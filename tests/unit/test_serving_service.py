@@ -63,7 +63,7 @@ class FakePolicy:
     def refuses(self, text: str) -> Rule | None:
         return Rule("identification", "nobody is named") if "who" in text else None
 
-    breaks = refuses_name = refuses
+    breaks = refuses_name = refuses_text = refuses
 
     def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Rule | None:
         assert {"yes", "brown hair"} <= taught
