@@ -116,11 +116,13 @@ class Corpus:
             return weights
         return weights * self.share * np.array([forms.get(name, 1.0) for name in asking.VARIANTS])[self.form]
 
-    def captions(self) -> list[NDArray[np.int64]]:
-        """The first turn of each row that is about its caption, as an array of one; of none where there is none."""
-        described = np.array([name == CAPTION for name in self.tasks])[self.task]
-        spans = zip(self.turn_starts[:-1], self.turn_starts[1:], strict=True)
-        return [first + np.flatnonzero(described[first:end])[:1] for first, end in spans]
+    def captions(self) -> NDArray[np.int64]:
+        """The first turn of each row that asks for its caption, -1 where none does. (rows,)"""
+        turns = np.flatnonzero(np.array([name == CAPTION for name in self.tasks])[self.task])
+        rows, first = np.unique(np.searchsorted(self.turn_starts, turns, "right") - 1, return_index=True)
+        found = np.full(len(self), -1)
+        found[rows] = turns[first]
+        return found
 
     def class_weights(self, power: float) -> NDArray[np.float32]:
         """What each turn's answer weighs in the loss: a class as its share among its question's answers to the power of

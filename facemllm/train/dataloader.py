@@ -225,7 +225,7 @@ class DataLoader:
                 plain=not self._family.packs,
             )
         if self._vocabulary is not None:
-            said = turns if self._captions is None else [self._captions[row] for row in rows]
+            said = turns if self._captions is None else [one[one >= 0] for one in self._captions[rows][:, None]]
             words = word_bags(data.corpus, said, mirrored, self._vocabulary)
         return Batch(
             pixels_BSSC=self._tensor(data.pixels[pixel_rows] if data.features is None else None),

@@ -238,8 +238,8 @@ def test_a_face_without_a_caption_misses_no_words(toy):
     terms = [toy.gradients(model, plan, [replace(batch, words_BV=bag)])[0][2] for bag in (whole, without, only)]
     assert float(terms[0]) == pytest.approx(float(terms[1] + terms[2]), rel=1e-5)
     corpus = replace(toy.corpus, task=np.where(np.arange(len(toy.corpus.task)) < 4, 1, toy.corpus.task))
-    assert [len(turns) for turns in corpus.captions()] == [0] + [1] * (len(corpus) - 1)
-    assert [int(turns[0]) for turns in toy.corpus.captions()] == toy.corpus.turn_starts[:-1].tolist()
+    assert toy.corpus.captions().tolist() == toy.corpus.turn_starts[:-1].tolist()
+    assert corpus.captions().tolist() == [-1, *toy.corpus.turn_starts[1:-1].tolist()]
     captionless = replace(toy.corpus, tasks=tuple(f"my_{name}" for name in toy.corpus.tasks))
     names = StepLoss(toy.stage_run(plan), model, toy.processor, replace(toy.dataset, corpus=captionless)).names
     assert names == ("loss", "loss/answers")
