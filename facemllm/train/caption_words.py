@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from facemllm.train.data import Corpus, Texts
+from facemllm.settings import Stage
+from facemllm.train.data import CAPTION, Corpus, Texts
 from facemllm.train.packing import word_bags
 from facemllm.train.smoothing import NumberSmoothing
 
@@ -27,6 +28,12 @@ _MEETINGS = 5.0  # words expected to meet this often that never do exclude each 
 _TIED = 0.25
 _HEAVIEST = 3.0
 _BLOCK = 1024
+
+
+def weight_beside_answers(stage: Stage, corpus: Corpus) -> float:
+    """Weight of the loss of caption words beside answers: 0 where the stage has another objective, or no turn asks for
+    a caption."""
+    return stage.caption_words if stage.objective == "answers" and CAPTION in corpus.tasks else 0.0
 
 
 class CaptionWords:

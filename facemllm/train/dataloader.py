@@ -26,7 +26,8 @@ from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.families import family_of
 from facemllm.train.augment import Changes, draw_changes
-from facemllm.train.data import CAPTION, Corpus, FaceDataset
+from facemllm.train.caption_words import weight_beside_answers
+from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features
 from facemllm.train.packing import Packed, face_lengths, pack, word_bags
 from facemllm.train.stage import StageRun
@@ -151,7 +152,7 @@ class DataLoader:
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         """Builds tower features if they are wanted and not there. Raises UserError when there is nothing to show."""
         answers = run.stage.objective == "answers"
-        words = not answers or (run.stage.caption_words > 0 and CAPTION in dataset.corpus.tasks)
+        words = not answers or weight_beside_answers(run.stage, dataset.corpus) > 0
         self.run, self._family = run, family_of(model.config, processor)
         self._prefix_ids = self._family.frame.prefix_ids
         self._answers = answers

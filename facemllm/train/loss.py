@@ -26,7 +26,7 @@ from facemllm.model.face_mllm import VisualTokens
 from facemllm.model.families import Family, family_of
 from facemllm.model.forward import PADDING
 from facemllm.train.augment import apply_changes, apply_to_maps
-from facemllm.train.caption_words import CaptionWords
+from facemllm.train.caption_words import CaptionWords, weight_beside_answers
 from facemllm.train.data import CAPTION, FaceDataset
 from facemllm.train.dataloader import Batch
 from facemllm.train.penalties import Penalties, bce
@@ -61,7 +61,7 @@ class StepLoss:
             )
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.answers = run.stage.objective == "answers"
-        self.beside = run.stage.caption_words if self.answers and CAPTION in self.corpus.tasks else 0.0
+        self.beside = weight_beside_answers(run.stage, self.corpus)
         about = {CAPTION: 1.0} if self.answers else run.stage.tasks
         self.smoothing = NumberSmoothing(self.corpus, run.stage.number_smoothing, vocabulary, self.device)
         words = not self.answers or self.beside > 0
