@@ -69,7 +69,14 @@ def conversation(number: int, split: str = "train") -> dict[str, Any]:
 def stage(**changes: Any) -> Stage:
     """A short stage that trains everything."""
     given: dict[str, Any] = {"trains": dict.fromkeys(MODULES, "full"), "tasks": TASKS, "objective": "answers"}
-    given |= {"steps": 8, "batch_images": 6, "turns_per_image": 3, "learning_rate": 1e-3, "rates": {"tower": 0.5}}
+    given |= {
+        "steps": 8,
+        "batch_images": 6,
+        "turns_per_image": 3,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "rates": {"tower": 0.5},
+    }
     given |= {"weight_decay": 0.05, "schedule": "warmup_stable_decay", "warmup": 0.1, "decay": 0.5, "clip": 1.0}
     given |= {"augment": True, "disturb": 0.3, "small_pictures": 0.0, "number_smoothing": 0.7}
     given |= {"class_weights": 0.0, "caption_words": 0.0}

@@ -153,7 +153,8 @@ class Stage(Section):
 
     `tasks` weighs each turn of a task in the draw of `turns_per_image` turns of a face; `batch_images` is over all
     workers. `objective: caption_words` predicts the caption's words from the mean image token through the tied word
-    embeddings (no language-model pass); `answers` is the next-token loss on answer tokens. `rates` multiplies the
+    embeddings (no language-model pass); `answers` is the next-token loss on answer tokens. `optimizer: muon` moves the
+    weights of linear and convolutional layers by Muon, all else by AdamW, as `adamw` does all. `rates` multiplies the
     learning rate of single modules; those it does not name have the rate as it is. `disturb` is the chance of each
     picture, where the stage augments, to be dimmed, to be blurred and to be covered in part. The first `small_pictures`
     of the steps show pictures at two thirds of their side, where the tower takes them. `number_smoothing` spreads the
@@ -169,6 +170,7 @@ class Stage(Section):
     steps: Positive
     batch_images: Positive
     turns_per_image: Positive
+    optimizer: Literal["adamw", "muon"]
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     rates: dict[Module, Annotated[float, Field(gt=0, le=100)]]
     weight_decay: Annotated[float, Field(ge=0)]

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from facemllm.errors import UserError
 
 STATE = "training.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTUM = "momentum_buffer"
+MOMENTS = ("exp_avg", "exp_avg_sq", MOMENTUM)
 _STEP = "step"
 
 
@@ -62,7 +63,7 @@ class Checkpoint:
             for key, tensor in parts.items():
                 tensors[key] = local_part(tensor)
                 if tensor is not tensors[key]:
-                    starts[key] = _rows(parameter)[0]
+                    starts[key] = local_rows(parameter)[0]
             if _STEP in held:  # a parameter that had no gradient in some step has made fewer
                 tensors[f"{_STEP}.{name}"] = local_part(torch.as_tensor(held[_STEP]))
         if rank == 0:
@@ -168,21 +169,21 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, parts: _Parts) 
         buffer.copy_(parts.all(f"model.{name}"))
     for name, parameter in _trained(model):
         _fill(parameter, parts, f"model.{name}")
-        if f"{MOMENTS[0]}.{name}" not in parts:  # this parameter has had no gradient so far
-            continue
-        held = {moment: torch.empty_like(parameter) for moment in MOMENTS}
+        held = {moment: torch.empty_like(parameter) for moment in MOMENTS if f"{moment}.{name}" in parts}
         for moment, tensor in held.items():
             _fill(tensor, parts, f"{moment}.{name}")
-        steps = parts.all(f"{_STEP}.{name}").to(parameter.device)
-        optimizer.state[parameter] = {_STEP: steps, **held}
+        if f"{_STEP}.{name}" in parts:
+            held[_STEP] = parts.all(f"{_STEP}.{name}").to(parameter.device)
+        if held:  # else this parameter has had no gradient so far
+            optimizer.state[parameter] = held
 
 
 def _fill(tensor: Tensor, parts: _Parts, name: str) -> None:
     local = local_part(tensor.detach())
-    local.copy_(parts.rows(name, *_rows(tensor)) if tensor.ndim else parts.all(name))
+    local.copy_(parts.rows(name, *local_rows(tensor)) if tensor.ndim else parts.all(name))
 
 
-def _rows(tensor: Tensor) -> tuple[int, int]:
+def local_rows(tensor: Tensor) -> tuple[int, int]:
     """First row and end of what this rank holds of a tensor, as `fully_shard` gives rows out."""
     count = tensor.shape[0] if tensor.ndim else 0
     if not hasattr(tensor, "device_mesh"):

@@ -83,7 +83,7 @@ class _Training:
         if run.sharded:
             self.sharded = ShardedModel(self.model, self.wrapper, self.device, bf16=run.precision == "bf16")
         self.parameters = ParameterMonitor(run, self.model)
-        self.optimizer = optimizer.build_optimizer(self.model, self.stage)
+        self.optimizer = optimizer.build_optimizer(self.model, self.stage, bf16=run.precision == "bf16")
         self.losses = LossMonitor(run.name, run.settings.train.divergence)
         self.reports: list[Tensor] = []  # of the steps since `log_every` last divided their number
         self.tokens = self.first = 0

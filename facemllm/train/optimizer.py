@@ -21,6 +21,7 @@ from facemllm.model.forward import FLOAT32_ATTENTION
 from facemllm.settings import Stage
 from facemllm.settings.train import Lora, Trainable
 from facemllm.train.checkpoint import local_part
+from facemllm.train.muon import MuonAdamW
 
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
 
@@ -128,17 +129,22 @@ def _probe(model: Any, probe: tuple[Tensor, ...]) -> Tensor:
 
 def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     """Optimiser groups, each module at its rate; no decay on vectors (norms, biases) and word embeddings. What the
-    branches learn in tables decays: embeddings of classes and places, queries."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    branches learn in tables decays: embeddings of classes and places, queries. `muon` is said of the weights of linear
+    and convolutional layers, where the stage moves them so; a layer that shares its weights with word embeddings is
+    none of them."""
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     module_of = family_class(model.config).module_of(model)
+    layers = [part for part in model.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    matrices = {id(layer.weight) for layer in layers if stage.optimizer == "muon"}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             module: Any = module_of(name)
             decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
-            groups.setdefault((stage.rates.get(module, 1.0), decay), []).append(parameter)
+            muon = id(parameter) in matrices and module != "embeddings"
+            groups.setdefault((stage.rates.get(module, 1.0), decay, muon), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "factor": factor}
-        for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "weight_decay": decay, "factor": factor, "muon": muon}
+        for (factor, decay, muon), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
@@ -157,9 +163,10 @@ def schedule(stage: Stage, step: int) -> float:
     return FLOOR + (1.0 - FLOOR) * shape
 
 
-def build_optimizer(model: Any, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over the model's trained parameters."""
-    return torch.optim.AdamW(parameter_groups(model, stage), stage.learning_rate, (0.9, 0.98), fused=True)
+def build_optimizer(model: Any, stage: Stage, *, bf16: bool = False) -> torch.optim.Optimizer:
+    """The stage's optimiser over the model's trained parameters. With `bf16`, Muon makes its moves in bfloat16."""
+    groups = parameter_groups(model, stage)
+    return MuonAdamW(groups, stage.learning_rate, torch.bfloat16 if bf16 else torch.float32)
 
 
 def skip_unreached(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], world_size: int) -> None:

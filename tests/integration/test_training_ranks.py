@@ -25,7 +25,7 @@ from tests.training_example import BRANCHES, Toy, stage, trains
 
 pytestmark = pytest.mark.integration
 
-STAGE = ("trains.tower=frozen", "objective=answers", "tasks={gender: 1, caption: 1}", "steps=6")
+STAGE = ("trains.tower=frozen", "objective=answers", "tasks={gender: 1, caption: 1}", "steps=6", "optimizer=muon")
 ANSWERS = ("train.precision=fp32", *(f"train.stages.align.{override}" for override in STAGE))
 ANSWERS += ("train.checkpoint_every=3", *ranks.BRANCHES)
 
