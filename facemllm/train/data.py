@@ -29,6 +29,9 @@ from facemllm.tasks.relations import Relation
 SPELLED = 0.15
 """Share of training questions that are asked with words in pieces, so that a word that is spelled is nothing new."""
 _WORDS = 0.35  # of these questions
+TRUE = 1 / 3
+"""Share of the statements drawn that are true, about that of those which evaluation asks about: one who takes true and
+false for equally likely grants a face two colours of eyes."""
 CAPTION = "caption"
 """The task whose answers are captions."""
 CLASSES: tuple[Form, ...] = ("choice", "boolean")
@@ -89,7 +92,7 @@ class Corpus:
     mirrored (column 1). A turn that `follows` continues the one before it. `fact` numbers what a closed turn asks and
     its canonical answer, `item` what a turn answered by a class asks, both -1 elsewhere. `form` is a place in
     `asking.VARIANTS`, and `share` the turn's share in the weight of its form: several statements about one item of a
-    face share it, half for what is true."""
+    face share it, `TRUE` of it for what is true."""
 
     image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]
@@ -298,7 +301,8 @@ def _forms(turns: Turns) -> NDArray[np.int8]:
 
 
 def _shares(turns: Turns, form: NDArray[np.int8]) -> NDArray[np.float64]:
-    """One turn in the number of statements about its face and item that are as true as it is; 1 for other turns."""
+    """The share of statements as true as it is (`TRUE` of those drawn are true) over the number of those about
+    its face and item; 1 for other turns."""
     share = np.ones(len(turns.template))
     stated = np.flatnonzero(form == asking.VARIANTS.index(asking.STATEMENT))
     if not len(stated):
@@ -308,7 +312,7 @@ def _shares(turns: Turns, form: NDArray[np.int8]) -> NDArray[np.float64]:
     item = pc.replace_substring_regex(turns.template.take(places), ":.*", "").dictionary_encode().indices.to_numpy()
     true = pc.equal(turns.canonical.take(places), "true").to_numpy(zero_copy_only=False)
     _, group, count = np.unique(np.stack([row, item, true]), axis=1, return_inverse=True, return_counts=True)
-    share[stated] = 0.5 / count[group.ravel()]
+    share[stated] = np.where(true, TRUE, 1 - TRUE) / count[group.ravel()]
     return share
 
 
