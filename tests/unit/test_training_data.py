@@ -14,9 +14,10 @@ from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.augment import Changes, apply_changes, apply_to_maps
-from facemllm.train.data import HEAVIEST, mirror_text, read_turns, tokenise, vocabulary_texts
+from facemllm.train.data import HEAVIEST, TRUE, mirror_text, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags
 from facemllm.train.pixels import pixel_cache
+from tests.conftest import messages_of
 from tests.training_example import COLORS, SIDES, conversation
 
 
@@ -131,6 +132,25 @@ def test_some_questions_have_words_in_pieces_by_the_seed_and_read_as_they_were(t
         plain.texts[t].tolist() for t in plain.answer[:, 0]
     ]
     assert len(often.texts) < 2 * len(plain.texts)
+
+
+def test_statements_about_an_item_share_its_weight_and_a_third_of_it_is_true(toy, tmp_path):
+    row = conversation(0)
+    claims = {"red hair": "true", "blue hair": "false", "green hair": "false", "gray hair": "false"}
+    messages = messages_of((f"True or false: {name}.", said) for name, said in claims.items())
+    row["messages"] += [{**one, "content": one["content"][-1:]} for one in messages]
+    for place, said in enumerate(claims.values()):
+        about = {"sample_id": f"0-{4 + place}", "task": "attributes", "form": "boolean", "follows": False}
+        row["turns"].append(
+            {**about, "template": f"hair:statement/{place}", "options": ["true", "false"], "answer": said}
+        )
+    with TableWriter(tmp_path / "claims", CONVERSATIONS) as writer:
+        writer.write([row])
+    corpus = tokenise(read_turns(open_table(tmp_path / "claims", CONVERSATIONS), "train"), toy.frame)
+    np.testing.assert_allclose(corpus.share, [1, 1, 1, 1, TRUE, *[(1 - TRUE) / 3] * 3])
+    weights = corpus.weights({"attributes": 2.0}, {"native": 1.0, "statement": 0.5})
+    np.testing.assert_allclose(weights[4:], corpus.share[4:])
+    assert (corpus.class_weights(1.0)[4:] == 1).all(), "how many are drawn of either is decided already"
 
 
 def test_classes_weigh_by_their_share_and_never_too_much(toy):
