@@ -134,7 +134,7 @@ def test_some_questions_have_words_in_pieces_by_the_seed_and_read_as_they_were(t
     assert len(often.texts) < 2 * len(plain.texts)
 
 
-def test_statements_about_an_item_share_its_weight_and_a_third_of_it_is_true(toy, tmp_path):
+def test_statements_about_an_item_share_its_weight_and_so_much_of_it_is_true(toy, tmp_path):
     row = conversation(0)
     claims = {"red hair": "true", "blue hair": "false", "green hair": "false", "gray hair": "false"}
     messages = messages_of((f"True or false: {name}.", said) for name, said in claims.items())
