@@ -150,7 +150,7 @@ def test_runs_say_what_they_are_and_where_they_come_from(settings: Settings) -> 
     assert (params["steps"], params["seed"], params["trains.language"]) == ("11", "7", "frozen")
     assert {"learning_rate", "batch_images", "train.precision", "model.knowledge.tau"} <= set(params)
     heads = {name.partition(".")[0] for name in params if "." in name}
-    assert heads == {"trains", "tasks", "train", "model"}  # nothing that the stage does not depend on
+    assert heads == {"trains", "tasks", "rates", "train", "model"}  # nothing that the stage does not depend on
     assert not [name for name in params if name.startswith(("model.segmentation", "train.stages"))]
     assert {name.partition(".")[0] for name in runs["evaluate"].data.params} == {"profile", "seed", "evaluate"}
     assert "promote.champion_margin" in runs["gate"].data.params
