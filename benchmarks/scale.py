@@ -126,7 +126,7 @@ STAGES = {"align": 60, "instruct": 200, "specialize": 200}
 """Text tokens a face: a caption, and eight turns."""
 VOLUME, NODE_MEMORY, CACHED_SIDE = 2 * 2**40, 384 * 2**30, 336
 TURN_BYTES = 32
-"""Of `train.data.Corpus`, a turn: prompt and answer (16), task, follows, fact, form (8), share (8)."""
+"""Of `train.corpus.Corpus`, a turn: prompt and answer (16), task, follows, fact, form (8), share (8)."""
 
 
 # Closed forms -------------------------------------------------------------------------------------------------------

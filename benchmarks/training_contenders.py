@@ -34,7 +34,8 @@ class Ours:
 
         from facemllm.model.families import family_of
         from facemllm.tables import CONVERSATIONS, open_table
-        from facemllm.train.data import FaceDataset, read_turns, tokenise
+        from facemllm.train.corpus import FaceDataset
+        from facemllm.train.data import read_turns, tokenise
         from facemllm.train.pixels import pixel_cache
 
         self.material, self.single, self.job = Material.open(folder), single, dict(job or {})

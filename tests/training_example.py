@@ -15,7 +15,8 @@ from facemllm.settings import Settings, Stage, Train
 from facemllm.settings.train import Trainable
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tasks.relations import Relation
-from facemllm.train.data import Corpus, FaceDataset, read_turns, tokenise, vocabulary_texts
+from facemllm.train.corpus import Corpus, FaceDataset
+from facemllm.train.data import read_turns, tokenise, vocabulary_texts
 from facemllm.train.dataloader import Batch, BatchSampler, DataLoader
 from facemllm.train.loop import Outcome, run_stage
 from facemllm.train.loss import StepLoss

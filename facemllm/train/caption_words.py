@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facemllm.settings import Stage
-from facemllm.train.data import CAPTION, Corpus, Texts
+from facemllm.train.corpus import CAPTION, Corpus, Texts
 from facemllm.train.packing import word_bags
 from facemllm.train.smoothing import NumberSmoothing
 

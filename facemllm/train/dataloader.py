@@ -27,7 +27,7 @@ from facemllm.model.branches import NO_MAP
 from facemllm.model.families import family_of
 from facemllm.train.augment import Changes, draw_changes
 from facemllm.train.caption_words import weight_beside_answers
-from facemllm.train.data import Corpus, FaceDataset
+from facemllm.train.corpus import Corpus, FaceDataset
 from facemllm.train.features import with_features
 from facemllm.train.packing import Packed, face_lengths, pack, word_bags
 from facemllm.train.stage import StageRun

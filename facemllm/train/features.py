@@ -26,7 +26,7 @@ from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.families import Family
-from facemllm.train.data import FaceDataset
+from facemllm.train.corpus import FaceDataset
 from facemllm.train.pixels import kind_of
 from facemllm.train.stage import StageRun
 

@@ -22,7 +22,7 @@ from facemllm.core import cost
 from facemllm.model.pretrained import Adapter, adapter_of
 from facemllm.train import checkpoint, optimizer
 from facemllm.train.checkpoint import Checkpoint
-from facemllm.train.data import FaceDataset
+from facemllm.train.corpus import FaceDataset
 from facemllm.train.dataloader import Batch, DataLoader, prefetch
 from facemllm.train.distributed import ShardedModel, average_buffers, clip, reduce_energy, reduce_gradients
 from facemllm.train.loss import StepLoss

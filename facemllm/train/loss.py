@@ -27,7 +27,7 @@ from facemllm.model.families import Family, family_of
 from facemllm.model.forward import PADDING
 from facemllm.train.augment import apply_changes, apply_to_maps
 from facemllm.train.caption_words import CaptionWords, weight_beside_answers
-from facemllm.train.data import CAPTION, FaceDataset
+from facemllm.train.corpus import CAPTION, FaceDataset
 from facemllm.train.dataloader import Batch
 from facemllm.train.penalties import Penalties, bce
 from facemllm.train.smoothing import NumberSmoothing

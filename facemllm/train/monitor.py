@@ -27,7 +27,7 @@ from facemllm.model.families import family_class
 from facemllm.settings import Stage
 from facemllm.tasks.characteristics import UNKNOWN
 from facemllm.train.checkpoint import local_part
-from facemllm.train.data import FaceDataset
+from facemllm.train.corpus import FaceDataset
 from facemllm.train.distributed import total_norm
 from facemllm.train.stage import StageRun
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facemllm.model.forward import PADDING, PREFIX
-from facemllm.train.data import Corpus
+from facemllm.train.corpus import Corpus
 
 _WIDTHS = 16
 

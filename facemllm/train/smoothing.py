@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facemllm.train.data import Corpus, Numbers
+from facemllm.train.corpus import Corpus, Numbers
 
 
 class NumberSmoothing:

@@ -34,7 +34,8 @@ from facemllm.tasks.held_out import withheld_of
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import saving
-from facemllm.train.data import SPELLED, FaceDataset, read_turns, tokenise, vocabulary_texts
+from facemllm.train.corpus import FaceDataset
+from facemllm.train.data import SPELLED, read_turns, tokenise, vocabulary_texts
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
 from facemllm.train.penalties import audit, enforced

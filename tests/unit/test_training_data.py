@@ -14,7 +14,8 @@ from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.augment import Changes, apply_changes, apply_to_maps
-from facemllm.train.data import HEAVIEST, TRUE, mirror_text, read_turns, tokenise, vocabulary_texts
+from facemllm.train.corpus import HEAVIEST
+from facemllm.train.data import TRUE, mirror_text, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags
 from facemllm.train.pixels import pixel_cache
 from tests.conftest import messages_of

@@ -13,7 +13,8 @@ from facemllm.errors import UserError
 from facemllm.model.families import family_of
 from facemllm.model.pretrained import load_model
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
-from facemllm.train.data import FaceDataset, read_turns, tokenise
+from facemllm.train.corpus import FaceDataset
+from facemllm.train.data import read_turns, tokenise
 from facemllm.train.dataloader import DataLoader
 from facemllm.train.loop import run_stage
 from facemllm.train.loss import StepLoss

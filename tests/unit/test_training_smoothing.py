@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from facemllm.train.data import Numbers
+from facemllm.train.corpus import Numbers
 from facemllm.train.smoothing import NumberSmoothing
 
 CPU = torch.device("cpu")

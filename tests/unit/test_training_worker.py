@@ -16,7 +16,8 @@ from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.train import monitor, worker
 from facemllm.train.caption_words import CaptionWords, word_statistics
-from facemllm.train.data import Texts, vocabulary_texts
+from facemllm.train.corpus import Texts
+from facemllm.train.data import vocabulary_texts
 from facemllm.train.smoothing import NumberSmoothing
 from tests.refusing import refuses
 from tests.training_example import TASKS, stage, trains
