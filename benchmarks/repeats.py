@@ -272,7 +272,7 @@ def repeat(found: Sequence[Work], against: str | None, run: Callable[..., None] 
         key = digests.of_json([work.key, digests.of_file(Path(__file__).with_name("specialist.py"))])
         folder = work.folder.parent.with_name(name) / work.folder.name
         rival = replace(work, name=name, folder=folder, key=key)
-        if not rival.record.is_file() or _read(rival.record)["key"] != work.key:
+        if not rival.record.is_file() or _read(rival.record)["key"] != rival.key:
             print(f"{name}, seed {work.seed}", flush=True)
             run(train_specialist, rival, work.record)
 

@@ -56,6 +56,7 @@ def test_a_seed_is_made_once_goes_on_where_it_was_and_has_a_specialist_of_its_se
     from facemllm.train import torchrun
 
     trained, real = [], torchrun.train
+    asked = []
 
     def train(stage, *given):
         if len(trained) == 1 and stage == "instruct":
@@ -67,6 +68,7 @@ def test_a_seed_is_made_once_goes_on_where_it_was_and_has_a_specialist_of_its_se
     monkeypatch.setattr(torchrun, "train", train)
 
     def here(function, *given):
+        asked.append(function)
         function(*given, time.time() - 3)
 
     found = works(conversations, tmp_path / "out")
@@ -74,8 +76,9 @@ def test_a_seed_is_made_once_goes_on_where_it_was_and_has_a_specialist_of_its_se
     assert not found[0].record.exists()
     repeats.repeat(found, "specialist", here)
     assert trained == ["align", "interrupted", "instruct", "specialize"]
+    made = len(asked)
     repeats.repeat(found, "specialist", here)
-    assert len(trained) == 4
+    assert (len(trained), len(asked)) == (4, made)
 
     ours, rival = repeats.records(tmp_path / "out", "test")
     assert (ours["variant"], rival["variant"]) == ("default", "specialist to default")
