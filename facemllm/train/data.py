@@ -24,8 +24,8 @@ SPELLED = 0.15
 """Share of training questions that are asked with words in pieces, so that a word that is spelled is nothing new."""
 _WORDS = 0.35  # of these questions
 TRUE = 0.4
-"""Share of the statements drawn that are true. Of those that evaluation asks about it is a third: who takes true and
-false for equally likely grants a face two colours of eyes; fewer true ones, and the task is learnt late."""
+"""Share of the statements drawn that are true. Of those that evaluation asks about it is a third; with as few in
+training the task was learnt late, and with half of them three seeds show no difference."""
 CLASSES: tuple[Form, ...] = ("choice", "boolean")
 _MIRROR = {"left": "right", "right": "left"}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
