@@ -125,8 +125,8 @@ MODELS = (Model("7B", 6.74e9, 0.304e9, 0.320e9), Model("13B", 13.02e9, 0.304e9, 
 STAGES = {"align": 60, "instruct": 200, "specialize": 200}
 """Text tokens a face: a caption, and eight turns."""
 VOLUME, NODE_MEMORY, CACHED_SIDE = 2 * 2**40, 384 * 2**30, 336
-TURN_BYTES = 32
-"""Of `train.corpus.Corpus`, a turn: prompt and answer (16), task, follows, fact, form (8), share (8)."""
+TURN_BYTES = 36
+"""Of `train.corpus.Corpus`, a turn: prompt and answer (16), task, follows, fact, item, form (12), share (8)."""
 
 
 # Closed forms -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What a stage learns from: the turns of a split as flat integer arrays, and pixels in a memory map (`pixels.py`).
+"""The data of a stage in memory: the turns of a split as flat integer arrays (`Corpus`), beside pixels, maps, labels.
 
-Turns hold token ids of each distinct text once, mirrored texts (left <-> right) beside them, so that a mirrored face is
-asked and answered correctly. `data.py` makes them from a table.
+Each distinct text is held once as token ids, its mirrored text (left <-> right) beside it, so that a mirrored face is
+asked and answered correctly. `data.py` makes a `Corpus` from a table.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Corpus:
     mirrored (column 1). A turn that `follows` continues the one before it. `fact` numbers what a closed turn asks and
     its canonical answer, `item` what a turn answered by a class asks, both -1 elsewhere. `form` is a place in
     `asking.VARIANTS`, and `share` the turn's share in the weight of its form: several statements about one item of a
-    face share it, `data.TRUE` of it for what is true."""
+    face share it, a set part of it for what is true."""
 
     image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]

@@ -26,7 +26,7 @@ _WORDS = 0.35  # of these questions
 TRUE = 0.4
 """Share of the statements drawn that are true. Of those that evaluation asks about it is a third; with as few in
 training the task was learnt late, and with half of them three seeds show no difference."""
-CLASSES: tuple[Form, ...] = ("choice", "boolean")
+_CLASSES: tuple[Form, ...] = ("choice", "boolean")  # forms of questions that a class answers
 _MIRROR = {"left": "right", "right": "left"}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -149,7 +149,7 @@ def tokenise(turns: Turns, frame: Frame, *, spelled: float = 0.0, seed: int = 0)
             np.cumsum([0, *(len(text) for text in ids)]).astype(np.int64),
         ),
         fact=_numbered(turns, CLOSED, turns.answer),
-        item=_numbered(turns, CLASSES),
+        item=_numbered(turns, _CLASSES),
         form=form,
         share=_shares(turns, form),
         numbers=_numbers(turns, frame),
