@@ -59,6 +59,7 @@ def stage_of(what: str, steps: int, **changes: Any) -> dict[str, Any]:
 
     settings = load("laptop")
     stage = settings.stages()[STAGES[what]].model_dump()
+    stage["trains"]["tower"] = "frozen" if what == "frozen tower" else "full"
     every = {name: 1.0 if name != "caption" else 0.15 for name in settings.reformat.tasks}
     common = {"tasks": every, "objective": "answers", "augment": False, "warmup": 0.0, "decay": 0.0, "steps": steps}
     common |= {"optimizer": "adamw", "number_smoothing": 0.0, "class_weights": 0.0, "caption_words": 0.0}

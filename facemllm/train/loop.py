@@ -164,7 +164,9 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.reports.append(report)
         self.tokens += self.step_loss.counts(report)["tokens"]
-        rates = {f"learning_rate/{module}": rate * factor for module, factor in self.stage.rates.items()}
+        modes = self.stage.trains.model_dump()
+        factors = {module: factor for module, factor in self.stage.rates.items() if modes[module] != "frozen"}
+        rates = {f"learning_rate/{module}": rate * factor for module, factor in factors.items()}
         return {"learning_rate": rate, **rates, "grad_norm": norm, **module_norms}
 
     def _metrics(self, done: int, metrics: dict[str, float]) -> dict[str, float]:

@@ -28,7 +28,7 @@ def planned(overrides=(), seeds=(0, 1), **variants):
     return cells("laptop", overrides, found, seeds, "table", "code")
 
 
-GENTLE = {"set": ["train.stages.specialize.rates={tower: 0.05}"]}
+GENTLE = {"set": ["train.stages.specialize.learning_rate=5.0e-4"]}
 SCORED = {"set": ["model.knowledge.enabled=true"]}
 
 

@@ -190,7 +190,8 @@ def test_the_branches_learn_and_tell_every_term(full_toy):
 
 def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     logs = {}
-    plan = stage(steps=4, rates={"tower": 0.5})
+    modes = trains(tower="full", projector="full", embeddings="full", language="full")
+    plan = stage(steps=4, trains=modes, rates={"tower": 0.5, "knowledge": 0.5})
     outcome = toy.run(plan, log=logs.__setitem__)
     assert outcome.final_loss == logs[max(logs)]["loss"], "the terminal, lineage and MLflow say one loss"
     assert list(logs) == [1, 2, 3, 4]
@@ -199,6 +200,7 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     expected |= {"learning_rate", "learning_rate/tower", "loss", "padding", "seconds_left", "memory_bytes"}
     assert expected <= set(logs[3])
     assert "mfu" not in logs[3]  # nothing is known of a CPU's peak
+    assert "learning_rate/knowledge" not in logs[3], "frozen"
     assert logs[3]["learning_rate/tower"] == 0.5 * logs[3]["learning_rate"]
     squares = sum(logs[3][name] ** 2 for name in norms - {"grad_norm"})
     assert squares == pytest.approx(logs[3]["grad_norm"] ** 2, rel=1e-4)
