@@ -2,7 +2,7 @@
 
 from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
-from facemllm.tasks.kept import kept
+from facemllm.tasks.wordings import kept
 
 _YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$)|yo|y o)"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from facemllm.tasks.base import FollowUp, Option, Row, Task, attribute, exactly_one, hidden_from
 from facemllm.tasks.items import Boolean, Choice, Words
-from facemllm.tasks.kept import kept
+from facemllm.tasks.wordings import kept
 
 _COLORS = {
     "Black_Hair": ("black",),

@@ -20,6 +20,7 @@ from facemllm.tables import mapping
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks.paraphrases import paraphrases
 from facemllm.tasks.topics import TOPICS
+from facemllm.tasks.wordings import written
 
 Form = Literal["choice", "boolean", "number", "open", "several", "statement", "lettered"]
 """`several` is a set of things, answered in free order. `statement` and `lettered` are variants of a choice or a yes/no
@@ -91,7 +92,7 @@ class Item:
     """One thing a task asks about; what is here holds for items without options that a caption does not mention. `name`
     is unique among all tasks. `templates` word the question; append only, since their order is part of stored turns;
     `unseen` are wordings kept for evaluation, which no training turn uses; `paraphrases` are made of the templates or
-    of the item's topic. `hidden` tells from a row's labels that what
+    of the item's topic, and written by hand. `hidden` tells from a row's labels that what
     is asked cannot be seen on this face; None: it always can. `center` is how a number is taken from probabilities."""
 
     name: str
@@ -115,7 +116,7 @@ class Item:
     @cached_property
     def paraphrases(self) -> tuple[str, ...]:
         """Further wordings, which training alone uses; none of `unseen` is among them."""
-        return paraphrases(self.templates, self.unseen, TOPICS.get(self.name))
+        return paraphrases(self.templates, self.unseen, TOPICS.get(self.name), written(self.name))
 
     @property
     def wordings(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from facemllm.tasks.base import Option, Row, Task, column
 from facemllm.tasks.items import Choice
-from facemllm.tasks.kept import kept
+from facemllm.tasks.wordings import kept
 
 WORDS = {
     "neutral": ("neutral", "neutrality", "expressionless"),

@@ -2,7 +2,7 @@
 
 from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Choice
-from facemllm.tasks.kept import kept
+from facemllm.tasks.wordings import kept
 
 TASK = Task(
     name="gender",

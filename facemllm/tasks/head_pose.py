@@ -8,7 +8,7 @@ which side its sign means.
 
 from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
-from facemllm.tasks.kept import kept
+from facemllm.tasks.wordings import kept
 
 TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"

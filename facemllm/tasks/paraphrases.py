@@ -1,4 +1,5 @@
-"""A grammar of paraphrases: from a few patterns, many natural wordings of one question, for training alone.
+"""Paraphrases of a question for training alone: those that people wrote, and those of a grammar, which makes many
+natural wordings from a few patterns.
 
 A pattern holds alternatives, `[the|this] person`, `[please ]`. A `Topic` says by patterns how a thing is asked about:
 outright ("what color is the hair"), after words that ask to be told ("what color the hair is"), and by name ("the hair
@@ -106,9 +107,12 @@ def normal(text: str) -> str:
     return _ANY_BRITISH.sub(lambda word: _AMERICAN[word[0]], words)
 
 
-def paraphrases(templates: Sequence[str], unseen: Iterable[str], topic: Topic | None = None) -> tuple[str, ...]:
-    """Wordings of a question beside its `templates`, from its topic or, without one, from the templates' own words; all
-    differ, and none is, or contains, one of `unseen`, seen as in a mirror or not."""
+def paraphrases(
+    templates: Sequence[str], unseen: Iterable[str], topic: Topic | None = None, written: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Wordings of a question beside its `templates`: from its topic or, without one, from the templates' own words;
+    then `written` as they stand. All differ, and none is, or contains, one of `unseen`, seen as in a mirror or not.
+    """
     topic = topic or _topic_of(templates)
     kept = [normal(text) for one in unseen for text in (one, _swapped(one))]
     groups = [sorted(set(group), key=_rank) for group in _composed(topic)]
@@ -120,11 +124,16 @@ def paraphrases(templates: Sequence[str], unseen: Iterable[str], topic: Topic | 
         for text in group:
             if not share:
                 break
-            written = _written(text)
-            if written not in taken and not _leaks(normal(text), kept) and not _leaks(normal(written), kept):
-                found[written] = None
-                taken.add(written)
+            typed = _typed(text)
+            if typed not in taken and not _leaks(normal(text), kept) and not _leaks(normal(typed), kept):
+                found[typed] = None
+                taken.add(typed)
                 share -= 1
+    said = {normal(text) for text in (*templates, *found)}
+    for text in written:
+        if (words := normal(text)) not in said and not _leaks(words, kept):
+            found[text] = None
+            said.add(words)
     return tuple(found)
 
 
@@ -186,7 +195,7 @@ def _varied(text: str) -> str:
     return text
 
 
-def _written(text: str) -> str:
+def _typed(text: str) -> str:
     """A wording as somebody types it."""
     mark, text = text[-1], text[:-1]
     spelling, contracted, slip, case, closing = drawn((2, 3, _TYPOS, 3, 4), _sideless(text), "style")

@@ -20,8 +20,8 @@ from facemllm.core.digests import draw
 from facemllm.tasks import attributes, expression
 from facemllm.tasks.answers import normalise, refuses
 from facemllm.tasks.base import Form, Item, Row, Task
-from facemllm.tasks.kept import kept
 from facemllm.tasks.paraphrases import Topic, paraphrases
+from facemllm.tasks.wordings import kept
 
 CANNOT_TELL, ANSWERED = "cannot_tell", "answered"
 REFUSAL = "this cannot be told from a face"

@@ -14,8 +14,8 @@ from facemllm.serve.asked import matching, reading
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.reading import is_negated
-from facemllm.tasks.kept import kept
 from facemllm.tasks.paraphrases import normal
+from facemllm.tasks.wordings import kept
 
 LISTS = Path(__file__).parent / "asked"
 DEPLOYED = ("caption", "attributes", "expression", "age", "gender", "head_pose", "unanswerable")

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pytest
 
-import facemllm.tasks.kept
+import facemllm.tasks.wordings
 from facemllm import tasks
 from facemllm.tasks import asking
-from facemllm.tasks.kept import kept
 from facemllm.tasks.paraphrases import Topic, expand, normal, paraphrases
+from facemllm.tasks.wordings import kept, written
 from facemllm.train.data import mirror_text
 from tests.unit.test_tasks_asking import ROWS
 
 NAMES = [name for name in tasks.all_names() if name != "zero_shot"]
 ITEMS = [item for name in NAMES for item in tasks.get(name).items]
 ASKED = [i for n in ("attributes", "expression", "age", "gender", "head_pose") for i in tasks.get(n).items]
+
+
+def rows_of(name):
+    with Path(facemllm.tasks.wordings.__file__).with_name(name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_pattern_gives_all_its_texts():
@@ -33,7 +38,7 @@ def test_a_pattern_gives_all_its_texts():
 
 def test_items_have_many_wordings_that_differ_and_fit_into_a_template():
     for item in ASKED:
-        assert 100 <= len(item.paraphrases) <= 200, item.name
+        assert 100 <= len(item.paraphrases) <= 350, item.name
     for item in ITEMS:
         assert len(item.paraphrases) >= 13
         assert len(set(item.wordings)) == len(item.wordings)
@@ -68,8 +73,7 @@ def test_no_wording_that_evaluation_keeps_is_ever_made():
 
 
 def test_wordings_by_others_are_of_items_that_are_asked_and_ask_what_no_template_does():
-    with Path(facemllm.tasks.kept.__file__).with_name("kept_wordings.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of("kept_wordings.csv")
     assert all(row["item"] in {item.name for item in ITEMS} and row["question"].strip() for row in rows)
     said = [normal(row["question"]) for row in rows]
     assert len(set(said)) == len(said)
@@ -79,6 +83,19 @@ def test_wordings_by_others_are_of_items_that_are_asked_and_ask_what_no_template
     for item in ASKED:
         assert set(kept(item.name)) <= set(item.unseen)
         assert not rows or len(kept(item.name)) >= 12, item.name
+
+
+def test_wordings_written_for_training_are_asked_as_they_stand_but_for_those_that_evaluation_keeps():
+    rows = rows_of("training_wordings.csv")
+    assert all(row["item"] in {item.name for item in ITEMS} and row["question"].strip() for row in rows)
+    assert len({normal(row["question"]) for row in rows}) == len(rows)
+    for item in ITEMS:
+        said = {normal(text) for text in item.paraphrases}
+        left = [text for text in written(item.name) if normal(text) not in said]
+        assert len(left) <= 0.03 * len(written(item.name)), left
+    assert {item.name for item in ASKED if not written(item.name)} == {"Wearing_Earrings"}, "held out of training"
+    found = paraphrases(("Hat?",), ("Is that a hat?",), None, ("IS THAT A HAT", "hat?", "A cap, then?"))
+    assert (found[-1], len(found)) == ("A cap, then?", len(paraphrases(("Hat?",), ("Is that a hat?",))) + 1)
 
 
 def test_a_kept_wording_is_left_out_in_whatever_spelling_and_with_what_stands_before_it():

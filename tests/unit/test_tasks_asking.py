@@ -10,7 +10,7 @@ from facemllm import tasks
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks import age_range, asking, ethnicity, expression_135, expression_compound
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.kept import kept
+from facemllm.tasks.wordings import kept
 from tests.pictures import encode
 from tests.refusing import refuses
 
