@@ -2,8 +2,9 @@
 two of them, one after the other.
 
 The oracle puts the renderer's own labels into words. It states every fact that the labels give and that is there to be
-seen, in the tasks' own phrases, between words of a small closed set. Order, sentences and connectors vary with a hash
-of the image, so that no fact always follows another.
+seen, in the tasks' own phrases, between words of a small closed set. Sentences, their order and connectors vary with a
+hash of the image. What a face looks like is listed in one order, as people do: in a drawn one a model that has learnt
+little says one thing again and again, since nothing but its own words tells what is left to say.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from facemllm.tasks.caption import FACTS
 FILLED = tuple(label.name for label in LABELS if label.name != "caption")
 """The labels that an annotator may fill in; a caption is a thing of its own."""
 
-WORDING = 1
+WORDING = 2
 """Number of its wording, here and in the tasks' phrases: raise it with what it says. A test holds them together."""
 
 _PERSON = ("gender", "age")
@@ -206,8 +207,8 @@ def caption(row: Mapping[str, Any]) -> str:
     def ordered(names: Iterable[str]) -> list[str]:
         return sorted((n for n in names if n in phrases), key=lambda n: draw(2**32, image_id, "order", n))
 
-    def listed(names: Iterable[str], separators: Sequence[str] = _SEPARATORS) -> str:
-        *first, last = ordered(names)
+    def listed(names: Sequence[str], separators: Sequence[str] = _SEPARATORS) -> str:
+        *first, last = names
         joined = ", ".join(phrases[name] for name in first)
         return (joined + choose(separators, last) if first else "") + phrases[last]
 
@@ -218,7 +219,7 @@ def caption(row: Mapping[str, Any]) -> str:
     if person:
         by_gender = person[0] == "gender"
         opening = choose(_GENDER_OPENINGS if by_gender else _AGE_OPENINGS, "person")
-        said = listed(_PERSON, (", ",) if by_gender else (" and ",))
+        said = listed(person, (", ",) if by_gender else (" and ",))
         tail = choose(_MERGERS, "merger") + listed(looks) if merged else ""
         sentences["person"] = f"{opening} {said}{tail}."
     if looks and not merged:
