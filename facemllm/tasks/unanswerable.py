@@ -21,7 +21,7 @@ from facemllm.tasks import attributes, expression
 from facemllm.tasks.answers import normalise, refuses
 from facemllm.tasks.base import Form, Item, Row, Task
 from facemllm.tasks.paraphrases import Topic, paraphrases
-from facemllm.tasks.wordings import kept
+from facemllm.tasks.wordings import kept, written
 
 CANNOT_TELL, ANSWERED = "cannot_tell", "answered"
 REFUSAL = "this cannot be told from a face"
@@ -223,7 +223,7 @@ class Unanswerable(Item):
 
     @cached_property
     def paraphrases(self) -> tuple[str, ...]:
-        """The grammar's wordings of all topics, and after them those of borrowed questions."""
+        """The grammar's wordings of all topics and those written by hand, after them those of borrowed questions."""
         return (*self._own, *(text for item in _BORROWED for text in self._lending(item)))
 
     @property
@@ -233,7 +233,9 @@ class Unanswerable(Item):
 
     @cached_property
     def _own(self) -> tuple[str, ...]:
-        found = (paraphrases(self.templates, (*self.unseen, *_KEPT), topic) for topic in self.topics)
+        unseen = (*self.unseen, *_KEPT)
+        found = [paraphrases(self.templates, unseen, topic) for topic in self.topics]
+        found.append(paraphrases(self.templates, unseen, Topic(), written(self.name)))
         return tuple(dict.fromkeys(text for each in found for text in each))
 
     @cached_property
