@@ -38,7 +38,7 @@ TOPICS = 2
 
 _TRUTH = (Option(value="true", text="true"), Option(value="false", text="false"))
 _STATEMENTS = ("True or false: {}.", "Is it true or false that {}?")
-_TEMPLATE = re.compile(r"([^:/]+)(?::([a-z]+)(?:=([^/]+))?)?/(\d{1,3})")
+_TEMPLATE = re.compile(r"([^:/]+)(?::([a-z]+)(?:=([^/]+))?)?/(\d{1,4})")
 
 
 class Asked(NamedTuple):

@@ -42,7 +42,7 @@ def test_items_have_many_wordings_that_differ_and_fit_into_a_template():
     for item in ITEMS:
         assert len(item.paraphrases) >= 13
         assert len(set(item.wordings)) == len(item.wordings)
-        assert len(item.templates) + len(item.paraphrases) <= 2000
+        assert len(item.templates) + len(item.paraphrases) < 10_000
         assert all(text.strip() == text and len(text.split()) <= 30 for text in item.paraphrases)
 
 
