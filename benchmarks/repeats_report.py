@@ -41,6 +41,7 @@ def figures_of(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, 
         name = {"statement": "statements", "unseen": "rewording"}.get(way, f"asked as {way}")
         found[name] = body[ACCURACY.name]["value"], ACCURACY.name
         found[f"{name}, answered alike"] = body["agreement"]["value"], ACCURACY.name
+        found[f"{name}, asked outright"] = body["outright"]["value"], ACCURACY.name
     for kind, body in (metrics.get("disturbed") or {}).items():
         kept_out = ", kept out of training" if body.get("trained") is False else ""
         found[f"disturbed: {kind}{kept_out}"] = body["after"]["value"], ACCURACY.name

@@ -40,9 +40,9 @@ _PLACE = {name: place for place, name in enumerate(_NAMES)}
 
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed, train: Sheet | None = None) -> dict[str, Any]:
     """`relations` between answers and `captions` against answers (the shares of checks that are broken in the model's
-    and in the true answers, overall and one by one), and `ways` (accuracy of each other way to ask, and its agreement
-    with the item's own form; of statements also the accuracy of a `blind` answer by the claim alone, as the questions
-    of `train` teach it), as in `metrics.json`.
+    and in the true answers, overall and one by one), and `ways` (accuracy of each other way to ask, its agreement
+    with the item's own form, and the accuracy of that on the same faces, `outright`; of statements also the accuracy of
+    a `blind` answer by the claim alone, as the questions of `train` teach it), as in `metrics.json`.
 
     Shares by relation are of the faces on which the model's, or the true, answers speak of it; `n` is the model's.
     """
@@ -169,6 +169,7 @@ def _one(name: str, model: Checked, truth: Checked) -> dict[str, Any] | None:
 def _ways(settings: Settings, sheet: Sheet, parsed: Parsed, train: Sheet | None) -> dict[str, Any]:
     right: dict[str, Marks] = {}
     agrees: dict[str, Marks] = {}
+    outright: dict[str, Marks] = {}
     for how, rows in sheet.variants.items():
         key = how.task, how.item
         question = sheet.questions[key]
@@ -179,14 +180,17 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed, train: Sheet | None)
         )
         if key in sheet.rows:
             both = rows[np.isin(sheet.faces[rows], sheet.faces[sheet.rows[key]])]
-            outright = sheet.said(key, parsed)
+            said, true = sheet.said(key, parsed), sheet.said(key, sheet.answers)
             asked = replace(question, variant=how.variant, claim=how.claim)
-            found = [_agree(asked, parsed[row], outright[sheet.faces[row]]) for row in both]
+            found = [_agree(asked, parsed[row], said[sheet.faces[row]]) for row in both]
             agrees.setdefault(how.variant, []).append((both, found))
+            found = [same(question, said[face], true[face]) for face in sheet.faces[both]]
+            outright.setdefault(how.variant, []).append((both, found))
     ways: dict[str, dict[str, Any]] = {
         way: {
             ACCURACY.name: _pooled(settings, sheet, marks),
             "agreement": _pooled(settings, sheet, agrees.get(way, [])),
+            "outright": _pooled(settings, sheet, outright.get(way, [])),
             "n": sum(len(rows) for rows, _ in marks),
         }
         for way, marks in right.items()

@@ -96,6 +96,8 @@ def test_each_way_to_ask_has_its_accuracy_and_its_agreement(settings):
     assert shares["statement"] == (0.5, 0.5)  # a mustache is no goatee
     assert shares["lettered"] == (0.5, 0.0)  # unreadable says nothing
     assert shares["unseen"] == (0.5, 0.5)  # 34 is within a step of 30, 42 is not
+    outright = {way: entry["outright"]["value"] for way, entry in found.items()}
+    assert outright == {"statement": 0.5, "lettered": 0.0, "unseen": 0.5}, "of the same faces, in the item's own form"
     assert found["unseen"]["n"] == 2
 
 
