@@ -92,8 +92,8 @@ class Item:
     """One thing a task asks about; what is here holds for items without options that a caption does not mention. `name`
     is unique among all tasks. `templates` word the question; append only, since their order is part of stored turns;
     `unseen` are wordings kept for evaluation, which no training turn uses; `paraphrases` are made of the templates or
-    of the item's topic, and written by hand. `hidden` tells from a row's labels that what
-    is asked cannot be seen on this face; None: it always can. `center` is how a number is taken from probabilities."""
+    of the item's topic, and some are written one by one. `hidden` tells from a row's labels that what is asked cannot
+    be seen on this face; None: it always can. `center` is how a number is taken from probabilities."""
 
     name: str
     templates: tuple[str, ...]

@@ -108,13 +108,13 @@ def normal(text: str) -> str:
 
 
 def paraphrases(
-    templates: Sequence[str], unseen: Iterable[str], topic: Topic | None = None, written: Sequence[str] = ()
+    templates: Sequence[str], unseen: Sequence[str], topic: Topic | None = None, written: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Wordings of a question beside its `templates`: from its topic or, without one, from the templates' own words;
     then `written` as they stand. All differ, and none is, or contains, one of `unseen`, seen as in a mirror or not.
     """
     topic = topic or _topic_of(templates)
-    kept = [normal(text) for one in unseen for text in (one, _swapped(one))]
+    kept = _mirrored(unseen)
     groups = [sorted(set(group), key=_rank) for group in _composed(topic)]
     total = sum(map(len, groups))
     found: dict[str, None] = {}
@@ -129,12 +129,23 @@ def paraphrases(
                 found[typed] = None
                 taken.add(typed)
                 share -= 1
-    said = {normal(text) for text in (*templates, *found)}
+    return (*found, *admitted(written, (*templates, *found), unseen))
+
+
+def admitted(written: Iterable[str], said: Iterable[str], unseen: Iterable[str]) -> tuple[str, ...]:
+    """Those of `written` that say none of `said` again, and are, or contain, none of `unseen`, seen as in a mirror or
+    not."""
+    taken, kept = {normal(text) for text in said}, _mirrored(unseen)
+    found = []
     for text in written:
-        if (words := normal(text)) not in said and not _leaks(words, kept):
-            found[text] = None
-            said.add(words)
+        if (words := normal(text)) not in taken and not _leaks(words, kept):
+            found.append(text)
+            taken.add(words)
     return tuple(found)
+
+
+def _mirrored(texts: Iterable[str]) -> list[str]:
+    return [normal(text) for one in texts for text in (one, _swapped(one))]
 
 
 def _composed(topic: Topic) -> Iterator[list[str]]:

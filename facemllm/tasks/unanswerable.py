@@ -20,7 +20,7 @@ from facemllm.core.digests import draw
 from facemllm.tasks import attributes, expression
 from facemllm.tasks.answers import normalise, refuses
 from facemllm.tasks.base import Form, Item, Row, Task
-from facemllm.tasks.paraphrases import Topic, paraphrases
+from facemllm.tasks.paraphrases import Topic, admitted, paraphrases
 from facemllm.tasks.wordings import kept, written
 
 CANNOT_TELL, ANSWERED = "cannot_tell", "answered"
@@ -235,8 +235,8 @@ class Unanswerable(Item):
     def _own(self) -> tuple[str, ...]:
         unseen = (*self.unseen, *_KEPT)
         found = [paraphrases(self.templates, unseen, topic) for topic in self.topics]
-        found.append(paraphrases(self.templates, unseen, Topic(), written(self.name)))
-        return tuple(dict.fromkeys(text for each in found for text in each))
+        made = tuple(dict.fromkeys(text for each in found for text in each))
+        return (*made, *admitted(written(self.name), (*self.templates, *made), unseen))
 
     @cached_property
     def _places(self) -> dict[str | None, tuple[int, int]]:

@@ -164,9 +164,11 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.reports.append(report)
         self.tokens += self.step_loss.counts(report)["tokens"]
-        modes = self.stage.trains.model_dump()
-        factors = {module: factor for module, factor in self.stage.rates.items() if modes[module] != "frozen"}
-        rates = {f"learning_rate/{module}": rate * factor for module, factor in factors.items()}
+        rates = {
+            f"learning_rate/{module}": rate * factor
+            for module, factor in self.stage.rates.items()
+            if getattr(self.stage.trains, module) != "frozen"
+        }
         return {"learning_rate": rate, **rates, "grad_norm": norm, **module_norms}
 
     def _metrics(self, done: int, metrics: dict[str, float]) -> dict[str, float]:

@@ -89,6 +89,9 @@ def test_wordings_written_for_training_are_asked_as_they_stand_but_for_those_tha
     rows = rows_of("training_wordings.csv")
     assert all(row["item"] in {item.name for item in ITEMS} and row["question"].strip() for row in rows)
     assert len({normal(row["question"]) for row in rows}) == len(rows)
+    sided = {row["item"] for row in rows if re.search(r"\b(?:left|right)\b", row["question"], re.IGNORECASE)}
+    assert sided == {"yaw", "roll"}, "a mirror would swap the word"
+    assert not [row for row in rows if "earring" in row["question"].lower()], "held out by default"
     for item in ITEMS:
         said = {normal(text) for text in item.paraphrases}
         left = [text for text in written(item.name) if normal(text) not in said]
