@@ -2,7 +2,8 @@
 
     python benchmarks/repeats.py CONVERSATIONS OUT --name default --seeds 0-2 --split test --against specialist
     python benchmarks/repeats.py CONVERSATIONS OUT --name short --set train.stages.align.steps=900 --seeds 0-2
-    python benchmarks/repeats.py CONVERSATIONS OUT --name once --stages specialize --seeds 0-2
+    python benchmarks/repeats.py CONVERSATIONS OUT --name once --stages specialize --seeds 0-2 \
+        --set train.stages.specialize.trains.tower=full
     python benchmarks/repeats.py CONVERSATIONS OUT --baseline default --looks 4 --report FILE.md
 
 Every seed trains all stages, or those of `--stages`, without Ray in a process of its own, and is evaluated on the

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 STAGES = {"frozen tower": "instruct", "everything": "specialize"}
-"""What trains, and the laptop profile's stage that it is like."""
+"""What trains, and the laptop profile's stage that it is like in all but its tower."""
 
 
 @dataclass(frozen=True)

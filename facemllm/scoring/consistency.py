@@ -182,10 +182,10 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed, train: Sheet | None)
             both = rows[np.isin(sheet.faces[rows], sheet.faces[sheet.rows[key]])]
             said, true = sheet.said(key, parsed), sheet.said(key, sheet.answers)
             asked = replace(question, variant=how.variant, claim=how.claim)
-            found = [_agree(asked, parsed[row], said[sheet.faces[row]]) for row in both]
-            agrees.setdefault(how.variant, []).append((both, found))
-            found = [same(question, said[face], true[face]) for face in sheet.faces[both]]
-            outright.setdefault(how.variant, []).append((both, found))
+            alike = [_agree(asked, parsed[row], said[sheet.faces[row]]) for row in both]
+            agrees.setdefault(how.variant, []).append((both, alike))
+            known = [same(question, said[face], true[face]) for face in sheet.faces[both]]
+            outright.setdefault(how.variant, []).append((both, known))
     ways: dict[str, dict[str, Any]] = {
         way: {
             ACCURACY.name: _pooled(settings, sheet, marks),

@@ -13,7 +13,7 @@ so that runs compare:
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
     fairness/gaps/minimum_detectable_difference/<task>/low ...  high         of its pairs of groups
-    consistency/...                                 shares of broken relations, agreement of ways to ask
+    consistency/...                                 shares of broken relations; ways to ask, beside asking outright
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/...  disturbed/<kind>/...         figures of kinds of faces, and of pictures made worse
     combinations/<a with b>/all/value ...           faces of a combination held out of training: all of it right

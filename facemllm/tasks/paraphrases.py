@@ -1,5 +1,5 @@
-"""Paraphrases of a question for training alone: those that people wrote, and those of a grammar, which makes many
-natural wordings from a few patterns.
+"""Paraphrases of a question for training alone: those of a grammar, which makes many natural wordings from a few
+patterns, and those of `wordings`, written one by one.
 
 A pattern holds alternatives, `[the|this] person`, `[please ]`. A `Topic` says by patterns how a thing is asked about:
 outright ("what color is the hair"), after words that ask to be told ("what color the hair is"), and by name ("the hair

@@ -1,6 +1,7 @@
-"""Wordings that people wrote, by item: `kept_wordings.csv` for evaluation alone, whose authors had seen neither the
+"""Wordings written one by one, by item: `kept_wordings.csv` for evaluation alone, whose authors had seen neither the
 grammar of paraphrases nor this code; `training_wordings.csv` for training alone, whose authors had not seen those kept
-for evaluation either. No training question is one that is kept, or contains it."""
+for evaluation either. No training question is one that is kept, or contains it. New rows go to the end of an item's:
+the place of a wording is part of stored turns."""
 
 from __future__ import annotations
 
