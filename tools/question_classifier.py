@@ -30,6 +30,7 @@ from facemllm.serve.asked.disguises import plain
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.reading import read
 from facemllm.tasks.paraphrases import normal
+from facemllm.tasks.wordings import written
 
 LISTS = Path(__file__).parents[1] / "tests" / "unit" / "asked"
 FRAMES, PHRASES = (Path(__file__).with_name(name) for name in ("question_frames.txt", "question_phrases.yaml"))
@@ -69,13 +70,15 @@ def listed(author: str) -> Iterator[Text]:
 
 
 def taught() -> Iterator[Text]:
-    """The wordings of tasks; of what a face does not tell, a part is refused, too."""
+    """The wordings of tasks, but for those written for training alone, which measure what is learnt here; of what a
+    face does not tell, a part is refused, too."""
     for name in tasks.all_names():
         for item in tasks.get(name).items:
+            own = [text for text in item.wordings if text not in written(item.name)]
             if item.name in LEXICON.signs:
-                yield from (Text(text, item.name, NONE, "taught") for text in item.wordings)
+                yield from (Text(text, item.name, NONE, "taught") for text in own)
             elif name == matching.UNANSWERABLE:
-                yield from (Text(text, NONE, "", "taught") for text in item.wordings)
+                yield from (Text(text, NONE, "", "taught") for text in own)
 
 
 def framed(drawn: random.Random) -> list[str]:
