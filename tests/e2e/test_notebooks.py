@@ -72,7 +72,7 @@ def test_03_shows_wrong_answers_and_every_part_of_the_metrics(shown: Any, finish
     text, figures = shown("03")
     wrong = re.search(r"([\d,]+) of ([\d,]+) answers of attributes are not exactly the true one", text)
     assert wrong is not None
-    assert 0 < int(wrong[1].replace(",", "")) <= int(wrong[2].replace(",", "")), "so few steps may teach nothing"
+    assert 0 < int(wrong[1].replace(",", "")) < int(wrong[2].replace(",", ""))
     assert all(task in text for task in finished.summary("ci")["tasks"])
     assert "this evaluation holds no" not in text
     assert figures >= 10
