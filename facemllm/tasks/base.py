@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, get_args
 from facemllm.core.digests import draw
 from facemllm.tables import mapping
 from facemllm.tables.schemas import SEGMENTATION
-from facemllm.tasks.paraphrases import paraphrases
+from facemllm.tasks.paraphrases import admitted, paraphrases
 from facemllm.tasks.topics import TOPICS
 from facemllm.tasks.wordings import written
 
@@ -116,7 +116,8 @@ class Item:
     @cached_property
     def paraphrases(self) -> tuple[str, ...]:
         """Further wordings, which training alone uses; none of `unseen` is among them."""
-        return paraphrases(self.templates, self.unseen, TOPICS.get(self.name), written(self.name))
+        made = paraphrases(self.templates, self.unseen, TOPICS.get(self.name))
+        return (*made, *admitted(written(self.name), (*self.templates, *made), self.unseen))
 
     @property
     def wordings(self) -> tuple[str, ...]:

@@ -107,12 +107,9 @@ def normal(text: str) -> str:
     return _ANY_BRITISH.sub(lambda word: _AMERICAN[word[0]], words)
 
 
-def paraphrases(
-    templates: Sequence[str], unseen: Sequence[str], topic: Topic | None = None, written: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """Wordings of a question beside its `templates`: from its topic or, without one, from the templates' own words;
-    then `written` as they stand. All differ, and none is, or contains, one of `unseen`, seen as in a mirror or not.
-    """
+def paraphrases(templates: Sequence[str], unseen: Iterable[str], topic: Topic | None = None) -> tuple[str, ...]:
+    """Wordings of a question beside its `templates`, from its topic or, without one, from the templates' own words; all
+    differ, and none is, or contains, one of `unseen`, seen as in a mirror or not."""
     topic = topic or _topic_of(templates)
     kept = _mirrored(unseen)
     groups = [sorted(set(group), key=_rank) for group in _composed(topic)]
@@ -129,12 +126,14 @@ def paraphrases(
                 found[typed] = None
                 taken.add(typed)
                 share -= 1
-    return (*found, *admitted(written, (*templates, *found), unseen))
+    return tuple(found)
 
 
-def admitted(written: Iterable[str], said: Iterable[str], unseen: Iterable[str]) -> tuple[str, ...]:
-    """Those of `written` that say none of `said` again, and are, or contain, none of `unseen`, seen as in a mirror or
-    not."""
+def admitted(written: Sequence[str], said: Iterable[str], unseen: Iterable[str]) -> tuple[str, ...]:
+    """Those of `written`, as they stand, that say neither one another nor any of `said` again; none is, or contains,
+    one of `unseen`, seen as in a mirror or not."""
+    if not written:  # most items have none, and `normal` of all that is said takes long
+        return ()
     taken, kept = {normal(text) for text in said}, _mirrored(unseen)
     found = []
     for text in written:
