@@ -15,7 +15,7 @@ from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.reading import is_negated
 from facemllm.tasks.paraphrases import normal
-from facemllm.tasks.wordings import kept, written
+from facemllm.tasks.wordings import kept
 
 LISTS = Path(__file__).parent / "asked"
 DEPLOYED = ("caption", "attributes", "expression", "age", "gender", "head_pose", "unanswerable")
@@ -139,8 +139,7 @@ def test_other_words_are_given_to_the_model_as_the_first_wording(matcher):
 
 def test_no_unanswerable_question_is_an_item(matcher):
     for item in tasks.get("unanswerable").items:
-        assert [found for found in taken(matcher, item.wordings)[1] if found[0] not in written("unanswerable")] == []
-    assert taken(matcher, written("unanswerable"))[0] <= 0.025, "nothing was fitted to these"
+        assert taken(matcher, item.wordings)[1] == []
 
 
 def lexicon_alone(monkeypatch):
