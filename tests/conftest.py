@@ -95,9 +95,9 @@ def conversation(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session", autouse=True)
 def _parsed_once() -> Iterator[None]:
     """A settings file is parsed once for all tests: it takes as long as many of them."""
-    parsed = lru_cache(None)(lambda path, text, read=settings_module._read: read(path))
+    parsed = lru_cache(None)(lambda path, text, read=settings_module.read_mapping: read(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_bytes())))
+        patch.setattr(settings_module, "read_mapping", lambda path: deepcopy(parsed(path, path.read_bytes())))
         yield
 
 

@@ -19,8 +19,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from facemllm.errors import UserError
-from facemllm.settings import Settings, read_yaml
+from facemllm.settings import Settings
 from facemllm.settings.data import Section
+from facemllm.settings.mappings import read_yaml
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 

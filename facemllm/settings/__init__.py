@@ -18,12 +18,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from facemllm.errors import UserError
 from facemllm.settings.cluster import GROUPS, Cluster
 from facemllm.settings.data import Annotate, Ingest, Reformat, Section, Storage, Validate, Version
+from facemllm.settings.mappings import empties, leaves, merge, parse_override, read_mapping
 from facemllm.settings.operations import Cost, Evaluate, Promote, Services, Tracking
 from facemllm.settings.serve import Serve
 from facemllm.settings.train import STEP_NAMES, Model, Stage, Train
@@ -172,26 +172,26 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
     folder = root()
     if Path(profile).name != profile:
         raise UserError(f"--profile {profile!r}: give the plain name of a file in {PROFILES}/")
-    values = _read(folder / PARAMS)
-    origins = dict.fromkeys(_leaves(values), PARAMS)
+    values = read_mapping(folder / PARAMS)
+    origins = dict.fromkeys(leaves(values), PARAMS)
     overlay = folder / PROFILES / f"{profile}.yaml"
     if not overlay.is_file():
         known = sorted(p.stem for p in (folder / PROFILES).glob("*.yaml"))
         raise UserError(f"no profile '{profile}' ({PROFILES}/{profile}.yaml); choose one of {', '.join(known)}")
-    over = _read(overlay)
-    origins |= dict.fromkeys(_leaves(over), f"{PROFILES}/{profile}.yaml")
-    values = _merge(values, over)
+    over = read_mapping(overlay)
+    origins |= dict.fromkeys(leaves(over), f"{PROFILES}/{profile}.yaml")
+    values = merge(values, over)
     for text in _laid_out(profile, overrides):
-        parts, value = _parse_override(text, values)
+        parts, value = parse_override(text, values)
         key = ".".join(parts)
-        below = _leaves(value, f"{key}.") if isinstance(value, Mapping) else []
+        below = leaves(value, f"{key}.") if isinstance(value, Mapping) else []
         origins = {k: v for k, v in origins.items() if k != key} | dict.fromkeys([key, *below], f"--set {text}")
         nested: Any = value
         for part in reversed(parts):
             nested = {part: nested}
-        if _empties(values, nested):
+        if empties(values, nested):
             raise UserError(f"--set {text}: an empty mapping changes nothing; set its keys one by one")
-        values = _merge(values, nested)
+        values = merge(values, nested)
     values["profile"] = profile
     try:
         return Settings.model_validate(values)
@@ -210,11 +210,11 @@ def _laid_out(profile: str, overrides: Sequence[str]) -> Iterator[str]:
 
 def plain() -> Settings:
     """What `params.yaml` says by itself: no profile, no override. Raises UserError as `load` does."""
-    values = _read(root() / PARAMS)
+    values = read_mapping(root() / PARAMS)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, dict.fromkeys(_leaves(values), PARAMS))) from None
+        raise UserError(_explain(error, dict.fromkeys(leaves(values), PARAMS))) from None
 
 
 def serving(given: Mapping[str, Any], origin: str) -> Serve:
@@ -222,91 +222,11 @@ def serving(given: Mapping[str, Any], origin: str) -> Serve:
     values = dict(given)
     with suppress(ValidationError):  # whole: it needs no params.yaml, which a server may not have
         return Serve.model_validate(values)
-    values = _merge(plain().serve.model_dump(), given)
+    values = merge(plain().serve.model_dump(), given)
     try:
         return Serve.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, dict.fromkeys(_leaves(values), origin))) from None
-
-
-class _Unique(yaml.SafeLoader):
-    """YAML as PyYAML reads it safely, but a mapping that says the same key twice is refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"'{key.value}' stands there twice, first in line {lines[key.value]}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            lines[str(key.value)] = line
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, name: str = "") -> Any:
-    """What a YAML file holds. Raises UserError with file and line where it is no YAML, or says a key twice; OSError."""
-    try:
-        return yaml.load(path.read_text("utf-8"), _Unique)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{name or path}{where}: not valid YAML; {getattr(error, 'problem', error)}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{name or path}: not UTF-8 text; convert it to UTF-8") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    data = read_yaml(path, path.name)
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise UserError(f"{path.name}: expected a mapping of settings, found {type(data).__name__}")
-    return data
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _empties(base: Any, over: Any) -> bool:
-    """Whether an empty mapping is laid over one that is not."""
-    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
-        return False
-    return bool(base and not over) or any(_empties(base.get(key), value) for key, value in over.items())
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        keys.append(path)
-        if isinstance(value, Mapping):
-            keys += _leaves(value, f"{path}.")
-    return keys
-
-
-def _parse_override(text: str, values: Any) -> tuple[list[str], Any]:
-    """The parts of the key, and the value. A name that holds a dot is known among `values`, or stands in quotes."""
-    key, found, raw = text.partition("=")
-    parts = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', key.strip())]
-    if not found or re.sub(r'"[^"]+"|[^."]+', "-", key.strip()) != ".".join("-" * len(parts)) or not parts:
-        raise UserError(f"--set {text}: expected KEY=VALUE, as in --set train.workers=2")
-    at = 0
-    while at < len(parts):
-        known = values if isinstance(values, Mapping) else {}
-        ends = range(len(parts), at + 1, -1)
-        end = next((end for end in ends if ".".join(parts[at:end]) in known), at + 1)
-        parts[at:end] = [".".join(parts[at:end])]
-        values, at = known.get(parts[at]), at + 1
-    try:
-        return parts, yaml.load(raw, _Unique)
-    except yaml.YAMLError as error:
-        problem = f"; {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
-        raise UserError(f"--set {text}: the value is not valid YAML{problem}") from None
+        raise UserError(_explain(error, dict.fromkeys(leaves(values), origin))) from None
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:

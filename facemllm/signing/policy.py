@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from facemllm.core.files import atomic_write, locked
 from facemllm.errors import UserError
-from facemllm.settings import read_yaml
+from facemllm.settings.mappings import read_yaml
 from facemllm.signing import keys as key_pairs
 from facemllm.signing.canonical import HEX, time_text
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from facemllm.errors import UserError, one_line
-from facemllm.settings import Settings, read_yaml, root
+from facemllm.settings import Settings, root
+from facemllm.settings.mappings import read_yaml
 
 Use = Literal["train", "evaluate", "serve", "third_party"]
 USES: tuple[Use, ...] = ("train", "evaluate", "serve", "third_party")
