@@ -58,7 +58,7 @@ def _task(name: str) -> Task | None:
 
 
 def question_of(turn: Mapping[str, Any]) -> Question:
-    """The question that a stored turn asks, as it was asked. Raises UserError if its task or template is unknown."""
+    """The question that a stored turn asks (`asking.question_of`). Raises UserError if task or template is unknown."""
     question = asking.question_of(get(turn["task"]), turn)
     if question is None:
         raise UserError(f"task '{turn['task']}' has no template '{turn['template']}'; make the conversations again")

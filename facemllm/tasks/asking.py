@@ -109,12 +109,15 @@ def dialogue(task: Task, row: Row) -> list[Asked]:
 
 
 def question_of(task: Task, turn: Mapping[str, Any]) -> Question | None:
-    """The question that a stored turn asks, as it was asked; None if the task does not ask so."""
+    """The question that a stored turn asks, and the way it asks it; None if the task does not ask so. The words are those
+    of its message: outright, the index is that of the wordings which the turn was made with."""
     found = _TEMPLATE.fullmatch(str(turn["template"]))
     if found is None or (item := task.find(found[1])) is None:
         return None
     question = _question(task, item, found[2] or NATIVE, found[3], turn)
-    return None if question is None or int(found[4]) >= len(question.templates) else question
+    if question is None or question.variant == NATIVE:
+        return question  # an edit of the wordings counts them anew, and tables of before stay readable
+    return question if int(found[4]) < len(question.templates) else None
 
 
 def read(task: Task, question: Question, text: str) -> str | None:

@@ -197,7 +197,8 @@ def test_fairness_groups(row, found):
 def test_turns_name_their_question_and_wording():
     turn = {"task": "attributes", "template": "hair_color/1"}
     assert tasks.question_of(turn).item == "hair_color"
-    for template in ("hair_color/999", "hair_color", "hair_color/-1", "age/0", "hair_color/²"):
+    assert tasks.question_of({**turn, "template": "hair_color/9999"}) == tasks.question_of(turn)  # of a longer list
+    for template in ("hair_color", "hair_color/-1", "age/0", "hair_color/²"):
         refuses("no template", tasks.question_of, {"task": "attributes", "template": template})
 
 
