@@ -15,7 +15,8 @@ from facemllm.settings import Settings
 def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> Check:
     """No gap of a task is shown to exceed `allowed`, corrected for all its pairs; with `fairness_power: required`, the
     people are also enough to show one. More than a check's usual: the `groups` that the gap is between, people by kind
-    and group that are `too_few` to be judged, and the largest `minimum_detectable_difference`."""
+    and group that are `too_few` to be judged, and of the pair of groups that least is known of the
+    `minimum_detectable_difference` and the `minimum_refused_gap`."""
     kinds = (metrics.get("fairness") or {}).get(name) or {}
     setting = f"promote.fairness_gap.{name}"
     gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
@@ -45,11 +46,14 @@ def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, An
         f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
         f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
     )
-    size = least["minimum_detectable_difference"]
+    size, refused = least["minimum_detectable_difference"], least["minimum_refused_gap"]
+    if refused is not None:
+        reason += f"; four times in five it refuses a gap of {refused:.3g} or more, whichever groups it is between"
     blind = size is not None and size > allowed
     if blind:
         reason += (
-            f"; too few people to see that: the minimum detectable difference of {least['a']} and {least['b']} is "
+            f"; too few people to tell a gap of {allowed:g} from none: the minimum detectable difference of "
+            f"{least['a']} and {least['b']} is "
             f"{size:.3g} (evaluate more people, raise evaluate.min_group or promote.fairness_gap.{name})"
         )
     reason += f"; {unjudged([few])}" if few else ""
@@ -65,6 +69,7 @@ def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, An
         groups=[gap["a"], gap["b"]],
         too_few=few,
         minimum_detectable_difference=size,
+        minimum_refused_gap=refused,
         **figures,
     )
 

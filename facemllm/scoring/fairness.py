@@ -132,7 +132,8 @@ def _macro(parts: Mapping[Part, Array]) -> Array:
 def judged(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
     """The gaps of a task, each with its `kind`, held against what is allowed: `p` and `p_holm` are of the test that the
     gap in truth exceeds `allowed`, corrected by Holm's method for all gaps of the task, whatever their kind; so is the
-    level of `minimum_detectable_difference`."""
+    level of `minimum_detectable_difference`. `minimum_refused_gap` is the gap that this test shows to exceed `allowed`
+    four times in five, None where that is unknown."""
     found = []
     for kind, entry in kinds.items():
         for gap in entry["gaps"]:
@@ -143,7 +144,9 @@ def judged(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
                 own, far = gap["own_error"] ** 2, (beyond / size) ** 2
                 p = stats.p_value(beyond, math.sqrt(own + far * (gap["error"] ** 2 - own)), gap["degrees"])
             found.append({**gap, "kind": kind, "p": float("nan") if p is None else p})
-    _correct(found)
+    family = _correct(found)
+    for gap in found:
+        gap["minimum_refused_gap"] = _detectable(gap, family, allowed)
     return found
 
 
@@ -153,15 +156,21 @@ def beyond(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])))
 
 
-def _correct(found: Sequence[dict[str, Any]]) -> None:
-    """Take the p values of gaps as one family: `p` as stored, `p_holm`, and what the surest must reach all others."""
+def _correct(found: Sequence[dict[str, Any]]) -> int:
+    """Take the p values of gaps as one family: `p` as stored, `p_holm`, and what the surest must reach all others. How
+    many there are."""
     family = sum(not math.isnan(gap["p"]) for gap in found)
     for gap, p in zip(found, stats.holm([gap["p"] for gap in found]), strict=True):
-        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p), "minimum_detectable_difference": None}
-        if gap["error"] is not None and family:
-            gap["minimum_detectable_difference"] = stats.plain(
-                stats.minimum_detectable_difference(gap["error"], gap["degrees"], stats.SHOWN / family, gap["growth"])
-            )
+        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p)}
+        gap["minimum_detectable_difference"] = _detectable(gap, family)
+    return family
+
+
+def _detectable(gap: Mapping[str, Any], family: int, beyond: float = 0.0) -> float | None:
+    if gap["error"] is None or not family:
+        return None
+    level = stats.SHOWN / family
+    return stats.plain(stats.minimum_detectable_difference(gap["error"], gap["degrees"], level, gap["growth"], beyond))
 
 
 def _of_kind(

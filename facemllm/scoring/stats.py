@@ -110,24 +110,30 @@ def standard_error(replicates: Array) -> float:
 
 
 def minimum_detectable_difference(
-    error: float, degrees: float = math.inf, level: float = SHOWN, growth: Sequence[float] = (0.0, 0.0)
+    error: float,
+    degrees: float = math.inf,
+    level: float = SHOWN,
+    growth: Sequence[float] = (0.0, 0.0),
+    beyond: float = 0.0,
 ) -> float:
-    """The minimum detectable difference d: one that large is shown at this level, two-sided, four times in five.
+    """The minimum detectable difference d: one that large is shown at this level, two-sided, four times in five; with
+    `beyond`, is shown to exceed that.
 
-    d = (t_(1 - level / 2) + t_0.80) * error, of a paired difference at 5 % 2.80 * error, with `error` the standard
-    error of the difference (Cohen 1988, chapter 2; Bloom 1995, Evaluation Review 19(5); Miller 2024, arXiv 2411.00640,
-    section 5). With growth (b, c) the variance is error^2 (1 + b d - c d^2). Of one model alone, `error` is that of its
-    own figure: two models of equal error e whose answers correlate by 0.5 differ with the error
+    d = beyond + (t_(1 - level / 2) + t_0.80) * error, of a paired difference at 5 % 2.80 * error, with `error` the
+    standard error of the difference (Cohen 1988, chapter 2; Bloom 1995, Evaluation Review 19(5); Miller 2024, arXiv
+    2411.00640, section 5). With growth (b, c) the variance is error^2 (1 + b d - c d^2). Of one model alone, `error` is
+    that of its own figure: two models of equal error e whose answers correlate by 0.5 differ with the error
     sqrt(e^2 + e^2 - 2 * 0.5 * e^2) = e. NaN where the error is zero: answers that are all alike say nothing about how
-    people differ.
+    people differ; and where by that growth no difference can be as large as `beyond`.
     """
     from scipy.stats import t
 
     if not error > 0:
         return float("nan")
     square = float((t.ppf(1 - level / 2, degrees) + t.ppf(POWER, degrees)) * error) ** 2
-    half, steep = square * growth[0] / 2, 1 + square * growth[1]
-    return (half + math.sqrt(half**2 + square * steep)) / steep
+    half, steep = beyond + square * growth[0] / 2, 1 + square * growth[1]
+    inside = half**2 + (square - beyond**2) * steep
+    return (half + math.sqrt(inside)) / steep if inside >= 0 else float("nan")
 
 
 def p_value(value: float, error: float, degrees: float) -> float:

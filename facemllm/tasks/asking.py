@@ -109,8 +109,8 @@ def dialogue(task: Task, row: Row) -> list[Asked]:
 
 
 def question_of(task: Task, turn: Mapping[str, Any]) -> Question | None:
-    """The question that a stored turn asks, and the way it asks it; None if the task does not ask so. The words are those
-    of its message: outright, the index is that of the wordings which the turn was made with."""
+    """The question that a stored turn asks, and the way it asks it; None if the task does not ask so. The words are
+    those of its message: outright, the index is that of the wordings which the turn was made with."""
     found = _TEMPLATE.fullmatch(str(turn["template"]))
     if found is None or (item := task.find(found[1])) is None:
         return None

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 from benchmarks.fairness_power import GAPS, KINDS, PICTURES, detectable, drawn, shown, weights
-from facemllm.scoring import metrics, stats
+from facemllm.scoring import fairness, metrics, stats
 from facemllm.scoring.gaps import Memberships, measure
 from facemllm.tasks import all_names, get
 
@@ -33,6 +33,28 @@ def test_a_gap_of_the_minimum_detectable_difference_is_shown_four_times_in_five(
     size = detectable(kind, drawn(kind, 300, 80, 80))
     at_it = drawn(kind, DRAWS, 80, 80, size / (8 if kind == "error in units" else 1), seed=3)
     assert 0.72 <= shown(at_it).mean() <= 0.87
+
+
+def held_against(allowed, kind, gap):
+    """What the gate makes of each draw, were its gap the task's only one."""
+    growth = gap.growth(share=kind != "error in units").T
+    for value, error, own_error, df, grown in zip(
+        gap.value, gap.error, gap.own_error, gap.degrees, growth, strict=True
+    ):
+        test = {"error": error, "own_error": own_error, "degrees": df, "growth": grown, "value": value}
+        entry = {"groups": {}, "gaps": [{**test, "a": "a", "b": "b", "p": stats.p_value(value, error, df)}]}
+        yield fairness.judged({"gender": entry}, allowed)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gap_of_the_minimum_refused_gap_is_refused_four_times_in_five(kind):
+    unit = 8 if kind == "error in units" else 1
+    allowed = 0.1 * unit
+    none = held_against(allowed, kind, drawn(kind, 300, 80, 80))
+    size = np.mean([one["minimum_refused_gap"] for one in none])
+    assert size > allowed
+    at_it = held_against(allowed, kind, drawn(kind, DRAWS, 80, 80, size / unit, seed=3))
+    assert 0.72 <= np.mean([one["p"] < 0.05 for one in at_it]) <= 0.87
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -345,7 +345,8 @@ def test_a_fairness_rule_asks_for_the_power_to_see_what_it_forbids(settings, peo
         (check,) = [check for check in checks if check["kind"] == "fairness"]
         as_expected += check["passed"] is passed
         blind = check["minimum_detectable_difference"] > 0.25
-        assert blind == ("too few people to see that: the minimum detectable difference of" in check["reason"])
+        assert blind == ("too few people to tell a gap of 0.25 from none: the minimum" in check["reason"])
+        assert check["minimum_refused_gap"] > max(0.25, check["minimum_detectable_difference"])
     assert as_expected >= 9
 
 
