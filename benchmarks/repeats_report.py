@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from facemllm.report.kit import p_value, plain_markdown, table
 from facemllm.scoring import stats
-from facemllm.scoring.metrics import ACCURACY, CLOSED_MEAN, METRICS
+from facemllm.scoring.metrics import ACCURACY, BALANCED_ACCURACY, CLOSED_MEAN, METRICS
 from studies.ablation.report import LOWER_IS_BETTER, together
 from studies.ablation.running import WITHOUT_MAP
 
@@ -44,7 +44,7 @@ def figures_of(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, 
         found[f"{name}, asked outright"] = body["outright"]["value"], ACCURACY.name
     for kind, body in (metrics.get("disturbed") or {}).items():
         kept_out = ", kept out of training" if body.get("trained") is False else ""
-        found[f"disturbed: {kind}{kept_out}"] = body["after"]["value"], ACCURACY.name
+        found[f"disturbed: {kind}{kept_out}"] = body["after"]["value"], BALANCED_ACCURACY.name
     for name, body in (metrics.get("combinations") or {}).items():
         found[f"combination: {name}"] = body["all"]["value"], ACCURACY.name
         found[f"combination: {name}, less expected"] = body["difference"]["value"], ACCURACY.name
