@@ -87,7 +87,8 @@ def find(settings: Settings, name: str, evaluation_of: EvaluationOf) -> Found:
     try:
         digest = evaluation_of(name)
     except UserError as error:
-        raise UserError(f"no run folder {settings.runs / name}, and {error}; give {NAMES}") from None
+        runs = ", ".join(sorted(found.parent.name for found in settings.runs.glob("*/summary.json"))) or "none"
+        raise UserError(f"no run folder {settings.runs / name} (runs: {runs}), and {error}; give {NAMES}") from None
     return _in_store(settings.home, name, digest)
 
 

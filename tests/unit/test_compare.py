@@ -146,7 +146,7 @@ def test_a_run_of_another_profile_is_found_in_its_home(settings, runs, tmp_path,
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nothing", "no run folder .*nothing, and no version nothing; give a run's name"),
+        ("nothing", r"no run folder .*nothing \(runs: .*\), and no version nothing; give a run's name"),
         ("no/such/folder", "holds neither metrics.json nor summary.json"),
         ("ffffff", "0 results begin with 'ffffff'"),
         ("stopped", "'stopped' did not come to its evaluation"),
