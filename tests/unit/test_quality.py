@@ -143,7 +143,7 @@ TALK_FAULTS = {
     24: (lambda r, rows: {"source": "fairface"}, {"source_matches"}),
     25: (lambda r, rows: {"segmentation": rows[26]["segmentation"]}, {"segmentation_matches"}),
     26: (lambda r, rows: {"groups": pairs({"gender": "female"})}, {"groups_match"}),
-    27: (lambda r, rows: turn(r, 2, template="age/999"), {"questions_known"}),
+    27: (lambda r, rows: turn(r, 2, template="age:sung/0"), {"questions_known"}),
     28: (lambda r, rows: turn(r, 2, task="height"), {"questions_known"}),
     29: (lambda r, rows: turn(r, 3, answer="70"), MISMATCH),
     30: (lambda r, rows: reply(r, 1, "a robot"), {"replies_say_answers"}),
@@ -243,7 +243,7 @@ def test_every_check_was_shown_to_fail(broken):
         ("annotated", "terms_allow_use", "(facexbench)"),
         ("annotated", "attributes_agree", "(Bald and Bangs)"),
         ("conversations", "answers_match_labels", "(caption: )"),
-        ("conversations", "questions_known", "(age age/999)"),
+        ("conversations", "questions_known", "(age age:sung/0)"),
     ],
 )
 def test_a_failing_row_is_told_in_words(broken, table, check, message):
