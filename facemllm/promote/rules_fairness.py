@@ -15,8 +15,8 @@ from facemllm.settings import Settings
 def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> Check:
     """No gap of a task is shown to exceed `allowed`, corrected for all its pairs; with `fairness_power: required`, the
     people are also enough to show one. More than a check's usual: the `groups` that the gap is between, people by kind
-    and group that are `too_few` to be judged, and of the pair of groups that least is known of the
-    `minimum_detectable_difference` and the `minimum_refused_gap`."""
+    and group that are `too_few` to be judged, and of the pairs of groups the largest
+    `minimum_detectable_difference` and `minimum_refused_gap`, where people differ at all."""
     kinds = (metrics.get("fairness") or {}).get(name) or {}
     setting = f"promote.fairness_gap.{name}"
     gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
@@ -39,16 +39,18 @@ def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, An
         if rare := {name: body["people"] for name, body in kinds[kind]["groups"].items() if body["too_few"]}:
             few[kind] = rare
     shown = fairness.beyond(kinds, allowed)
-    least = max(fairness.judged(kinds, allowed), key=lambda gap: gap["minimum_detectable_difference"] or 0.0)
+    held = fairness.judged(kinds, allowed)
+    least = max(held, key=lambda gap: gap["minimum_detectable_difference"] or 0.0)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"
     reason = (
         f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
         f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
     )
-    size, refused = least["minimum_detectable_difference"], least["minimum_refused_gap"]
+    size = least["minimum_detectable_difference"]
+    refused = max((gap["minimum_refused_gap"] for gap in held if gap["minimum_refused_gap"] is not None), default=None)
     if refused is not None:
-        reason += f"; four times in five it refuses a gap of {refused:.3g} or more, whichever groups it is between"
+        reason += f"; a gap of {refused:.3g} or more is refused four times in five"
     blind = size is not None and size > allowed
     if blind:
         reason += (
