@@ -81,16 +81,6 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _the_tower_is_trained(self) -> Settings:
-        first = next(iter(self.stages()))
-        if self.model.preset == "tiny" and self.stages()[first].trains.tower == "frozen":
-            raise ValueError(
-                f"train.stages.{first}.trains.tower: preset tiny starts from random weights, which this first stage "
-                "would freeze; set it to full"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _pods_are_of_steps(self) -> Settings:
         known = [*GROUPS, *STEP_NAMES, *self.stages()]
         for name in self.cluster.steps:

@@ -118,7 +118,6 @@ def test_settings_that_say_a_key_twice_are_refused_with_the_line(tmp_path, monke
             for place in NOWHERE
         ),
         ("train.stages.align.trains.tower=lora", ["align.trains", "language model alone"]),
-        ("train.stages.align.trains.tower=frozen", ["align.trains.tower", "random weights", "set it to full"]),
         ("reformat.tasks=[caption]", ["--set reformat.tasks=[caption]: settings:", "absent from reformat.tasks"]),
         ("promote.thresholds.age.min=3", ["promote.thresholds.age", "exactly one"]),
         ("train.workers", ["expected KEY=VALUE"]),
