@@ -106,7 +106,8 @@ class Ours:
 def first_faces(corpus: Any, count: int) -> Any:
     """The first so many rows of a corpus."""
     turns = int(corpus.turn_starts[count])
-    per_turn = {name: getattr(corpus, name)[:turns] for name in ("prompt", "answer", "task", "follows")}
+    names = ("prompt", "answer", "task", "follows", "fact", "item", "form", "share")
+    per_turn = {name: getattr(corpus, name)[:turns] for name in names}
     rows = {"image_id": corpus.image_id[:count], "pixel_row": corpus.pixel_row[:count]}
     return replace(corpus, turn_starts=corpus.turn_starts[: count + 1], **rows, **per_turn)
 

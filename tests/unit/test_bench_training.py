@@ -47,6 +47,16 @@ def test_peers_minimise_our_loss(material):
     assert parts == pytest.approx(hf[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_ours_trains_on_the_first_faces_alone(material, single):
+    from training_contenders import Ours
+
+    some = Ours(material.folder, faces=3, single=single)
+    every = Ours(material.folder, single=single)
+    assert len(some.dataset.corpus) == len(every.dataset.corpus) // 2
+    assert len(some.run(2, 1, "fp32")["marks"]) == 2
+
+
 @pytest.mark.parametrize("turns", ["one", "many"])
 def test_prepared_pictures_make_the_same_batch_and_open_no_file(material, turns, monkeypatch):
     import training_peers as peers
