@@ -38,8 +38,8 @@ def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, An
     for kind in (kind for kind in kinds if BETWEEN not in kind):
         if rare := {name: body["people"] for name, body in kinds[kind]["groups"].items() if body["too_few"]}:
             few[kind] = rare
-    shown = fairness.beyond(kinds, allowed)
     held = fairness.judged(kinds, allowed)
+    shown = fairness.beyond(held)
     least = max(held, key=lambda gap: gap["minimum_detectable_difference"] or 0.0)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"
@@ -55,8 +55,7 @@ def fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, An
     if blind:
         reason += (
             f"; too few people to tell a gap of {allowed:g} from none: the minimum detectable difference of "
-            f"{least['a']} and {least['b']} is "
-            f"{size:.3g} (evaluate more people, raise evaluate.min_group or promote.fairness_gap.{name})"
+            f"{least['a']} and {least['b']} is {size:.3g} (evaluate more people, raise evaluate.min_group or {setting})"
         )
     reason += f"; {unjudged([few])}" if few else ""
     figures = {name: gap[name] for name in ("value", "low", "high")}

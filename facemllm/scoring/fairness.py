@@ -150,9 +150,9 @@ def judged(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
     return found
 
 
-def beyond(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
-    """The gaps of `judged` that are shown to exceed what is allowed, the surest first."""
-    shown = [gap for gap in judged(kinds, allowed) if gap["p_holm"] is not None and gap["p_holm"] < stats.SHOWN]
+def beyond(held: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the gaps that `judged` found, those that are shown to exceed what is allowed, the surest first."""
+    shown = [gap for gap in held if gap["p_holm"] is not None and gap["p_holm"] < stats.SHOWN]
     return sorted(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])))
 
 

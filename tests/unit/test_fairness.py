@@ -56,9 +56,9 @@ def test_a_bias_in_one_group_is_found_and_named(settings):
     ages = found["age_band"]
     assert "old" in (ages["largest"]["a"], ages["largest"]["b"])
     assert ages["largest"]["p_holm"] < 0.001
-    assert {gap["kind"] for gap in fairness.beyond(found, 0.25)} >= {"age_band"}
-    assert all("old" in gap["a"] + gap["b"] for gap in fairness.beyond(found, 0.25))
-    assert fairness.beyond(found, 0.9) == []
+    assert {gap["kind"] for gap in fairness.beyond(fairness.judged(found, 0.25))} >= {"age_band"}
+    assert all("old" in gap["a"] + gap["b"] for gap in fairness.beyond(fairness.judged(found, 0.25)))
+    assert fairness.beyond(fairness.judged(found, 0.9)) == []
     for gap in ages["gaps"]:
         assert gap["low"] <= gap["value"] <= gap["high"]
         assert gap["p"] <= gap["p_holm"]
@@ -102,7 +102,7 @@ def test_equal_groups_raise_a_false_alarm_no_more_often_than_stated(quick):
         able = draw.random(PEOPLE) < 0.7  # both pictures of a person are read alike
         kinds = fairness.measure(quick, sheet, answers(rows, np.repeat(able, 2)))["expression"]
         found += any(gap["p_holm"] < 0.05 for gap in kinds["age_band"]["gaps"])
-        beyond += bool(fairness.beyond(kinds, 0.15))
+        beyond += bool(fairness.beyond(fairness.judged(kinds, 0.15)))
     assert beyond == 0
     assert binomtest(found, seeds, 0.05, alternative="greater").pvalue > 0.01
 
@@ -155,7 +155,7 @@ def test_people_who_are_all_alike_in_each_group_are_told_apart(settings):
     kinds = figures("31", "39")
     assert kinds["gender"]["largest"]["value"] == -8
     assert kinds["gender"]["largest"]["p_holm"] < 1e-6
-    assert len(fairness.beyond(kinds, 1)) == 1
+    assert len(fairness.beyond(fairness.judged(kinds, 1))) == 1
     largest = figures("31", "31")["gender"]["largest"]
     assert (largest["value"], largest["p_holm"], largest["minimum_detectable_difference"]) == (0, 1, None)
 
@@ -198,11 +198,11 @@ def test_what_exceeds_a_limit_is_corrected_for_all_gaps_of_the_task(settings):
         return {"groups": groups, "gaps": [{"a": a, "b": b, "value": value, **test} for a, b, value in gaps]}
 
     alone = {"gender": kind(("female", "male", 0.36))}
-    assert [gap["p_holm"] for gap in fairness.beyond(alone, 0.25)] == [pytest.approx(0.0302, abs=1e-3)]
+    assert [gap["p_holm"] for gap in fairness.beyond(fairness.judged(alone, 0.25))] == [pytest.approx(0.0302, abs=1e-3)]
     many = {**alone, "age_band": kind(*[(f"a{n}", f"b{n}", 0.26) for n in range(12)])}
-    assert fairness.beyond(many, 0.25) == []
+    assert fairness.beyond(fairness.judged(many, 0.25)) == []
     clear = {**many, "gender": kind(("female", "male", 0.6))}
-    assert [(gap["kind"], gap["a"]) for gap in fairness.beyond(clear, 0.25)] == [("gender", "female")]
+    assert [(gap["kind"], gap["a"]) for gap in fairness.beyond(fairness.judged(clear, 0.25))] == [("gender", "female")]
 
 
 def test_a_gap_at_the_very_limit_is_refused_at_most_one_time_in_twenty(quick):
@@ -213,7 +213,7 @@ def test_a_gap_at_the_very_limit_is_refused_at_most_one_time_in_twenty(quick):
     for seed in range(40):
         draw = np.random.default_rng(1000 + seed)
         kinds = fairness.measure(quick, sheet, answers(rows, draw.random(PEOPLE) < np.where(male, 0.5, 0.75)))
-        refused += bool(fairness.beyond(kinds["expression"], 0.25))
+        refused += bool(fairness.beyond(fairness.judged(kinds["expression"], 0.25)))
     assert binomtest(refused, 40, 0.05, alternative="greater").pvalue > 0.01
 
 
